@@ -1,0 +1,1 @@
+//! QEMU-compatible byte-range locks on host files.

@@ -1,0 +1,1 @@
+//! The kernel's side: requests forwarded to the tree, and nothing else.

@@ -1,0 +1,1 @@
+//! The guest's fstab: which filesystem goes where.

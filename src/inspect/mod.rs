@@ -1,0 +1,1 @@
+//! Facts about a guest, each with the file it came from.
