@@ -75,9 +75,16 @@ fn with_sbin() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }
 
+/// Where the binary under test is. `GUESTLENS_BIN` names a copy of it: an ordinary user may not be
+/// able to reach the directory it was built in.
+pub fn guestlens_path() -> PathBuf {
+    std::env::var_os("GUESTLENS_BIN")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_guestlens")), PathBuf::from)
+}
+
 /// The binary under test.
 pub fn guestlens() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_guestlens"));
+    let mut command = Command::new(guestlens_path());
     command.stdin(Stdio::null()).env("LC_ALL", "C").env("TZ", "UTC");
     command
 }
