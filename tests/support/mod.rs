@@ -1,6 +1,14 @@
 //! What integration tests share: running the tools that know the truth, kernel mounts to compare
 //! with, and counting what could not be tested.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "each test binary uses its own part"
+)]
+
+pub mod fuzz;
+pub mod walk;
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -22,7 +30,11 @@ pub fn record_skip(reason: &str) {
     let test = std::thread::current().name().unwrap_or("?").to_owned();
     eprintln!("SKIPPED {test}: {reason}");
     if let Some(path) = std::env::var_os("GUESTLENS_SKIP_LOG") {
-        let mut log = OpenOptions::new().append(true).create(true).open(path).expect("skip log");
+        let mut log = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .expect("skip log");
         writeln!(log, "{test}: {reason}").expect("skip log");
     }
 }
@@ -44,13 +56,18 @@ pub fn tool(name: &str) -> Command {
         panic!("{name} is needed by this test; scripts/test.sh installs it");
     };
     let mut command = Command::new(path);
-    command.stdin(Stdio::null()).env("LC_ALL", "C").env("TZ", "UTC");
+    command
+        .stdin(Stdio::null())
+        .env("LC_ALL", "C")
+        .env("TZ", "UTC");
     command
 }
 
 /// Runs a command that must succeed; returns its output.
 pub fn run(command: &mut Command) -> Output {
-    let output = command.output().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    let output = command
+        .output()
+        .unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
     assert!(
         output.status.success(),
         "{command:?}: {}\n{}{}",
@@ -72,26 +89,37 @@ pub fn shell(dir: &Path, script: &str) -> String {
 }
 
 fn with_sbin() -> String {
-    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
+    format!(
+        "{}:/usr/sbin:/sbin",
+        std::env::var("PATH").unwrap_or_default()
+    )
 }
 
 /// Where the binary under test is. `GUESTLENS_BIN` names a copy of it: an ordinary user may not be
 /// able to reach the directory it was built in.
 pub fn guestlens_path() -> PathBuf {
-    std::env::var_os("GUESTLENS_BIN")
-        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_guestlens")), PathBuf::from)
+    std::env::var_os("GUESTLENS_BIN").map_or_else(
+        || PathBuf::from(env!("CARGO_BIN_EXE_guestlens")),
+        PathBuf::from,
+    )
 }
 
 /// The binary under test.
 pub fn guestlens() -> Command {
     let mut command = Command::new(guestlens_path());
-    command.stdin(Stdio::null()).env("LC_ALL", "C").env("TZ", "UTC");
+    command
+        .stdin(Stdio::null())
+        .env("LC_ALL", "C")
+        .env("TZ", "UTC");
     command
 }
 
 /// A directory that goes away at the end of the test.
 pub fn workdir() -> tempfile::TempDir {
-    tempfile::Builder::new().prefix("guestlens-test-").tempdir().expect("a temporary directory")
+    tempfile::Builder::new()
+        .prefix("guestlens-test-")
+        .tempdir()
+        .expect("a temporary directory")
 }
 
 /// The kernel's own read-only mount of an image, the reference to compare with. Root only.
@@ -102,9 +130,16 @@ pub struct KernelMount {
 impl KernelMount {
     /// Mounts `image` on a new directory inside `dir`. `options` go to `mount -o` after `loop,ro`.
     pub fn new(image: &Path, dir: &Path, options: &str) -> Self {
-        let point = dir.join(format!("kernel-{}", image.file_name().unwrap().to_string_lossy()));
+        let point = dir.join(format!(
+            "kernel-{}",
+            image.file_name().unwrap().to_string_lossy()
+        ));
         std::fs::create_dir_all(&point).unwrap();
-        let all = if options.is_empty() { "loop,ro".into() } else { format!("loop,ro,{options}") };
+        let all = if options.is_empty() {
+            "loop,ro".into()
+        } else {
+            format!("loop,ro,{options}")
+        };
         run(tool("mount").arg("-o").arg(all).arg(image).arg(&point));
         Self { point }
     }
