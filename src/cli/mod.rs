@@ -1,8 +1,82 @@
 //! The command line: the only layer that prints or exits.
+//!
+//! | module | responsibility |
+//! |---|---|
+//! | [`args`] | the definition of the command line, from which help, manual and completions come |
+//! | [`exit`] | exit statuses |
+//! | [`failure`] | what a verb fails with: an error chain, an exit status, a hint |
+//! | [`output`] | stdout: text, tables, JSON, raw bytes; a broken pipe is success |
+//! | [`session`] | opens the guest and chooses the tree a verb looks at |
+//! | [`text`] | how modes, times, sizes and guest names are written |
+//! | [`command`] | one file per verb |
+//!
+//! Text for people and `--json` for programs come from the same values. A string from a guest is
+//! escaped before a terminal sees it; in JSON, a field `NAME` whose bytes are not valid UTF-8 has
+//! them replaced by U+FFFD and is followed by `NAME_bytes`, the exact bytes in hexadecimal.
+
+pub mod args;
+pub mod command;
+pub mod exit;
+pub mod failure;
+pub mod output;
+pub mod session;
+pub mod text;
 
 use std::process::ExitCode;
 
+use clap::Parser as _;
+
+use self::args::{Cli, LogArgs};
+use self::exit::Exit;
+use self::output::Output;
+
 /// Runs the program.
 pub fn main() -> ExitCode {
-    ExitCode::FAILURE
+    // clap prints help and usage errors itself, and ends with 0 or 2, as `exit` wants it.
+    let cli = Cli::parse();
+    start_logging(&cli.log);
+    let mut out = Output::stdout();
+    let exit = match command::run(cli.command, &cli.log, &mut out) {
+        Ok(exit) => match out.finish() {
+            Ok(()) => exit,
+            Err(failure) => failure.report(),
+        },
+        Err(failure) => {
+            // What was printed before the failure is part of the answer.
+            let _ = out.finish();
+            failure.report()
+        }
+    };
+    exit.into()
+}
+
+fn start_logging(log: &LogArgs) {
+    use tracing_subscriber::filter::EnvFilter;
+
+    let level = match (&log.log, log.quiet, log.verbose) {
+        (Some(filter), _, _) => filter.as_str(),
+        (None, true, _) => "error",
+        (None, false, 0) => "warn",
+        (None, false, 1) => "info",
+        (None, false, 2) => "debug",
+        (None, false, _) => "trace",
+    };
+    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("warn"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .try_init();
+}
+
+/// Tells about something that went wrong without stopping the verb, on stderr.
+pub fn complain(text: &str) {
+    eprintln!("guestlens: {}", text::one_line(text));
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
 }
