@@ -156,6 +156,6 @@ step "Next"
 cat <<NEXT
   guestlens mount IMAGE... DIR     any raw or qcow2 image, read-only; guestlens umount DIR
   guestlens inspect IMAGE          the same facts without FUSE; also ls, cat, cp, find, tar-out ...
-  guestlens help                   everything it can do
+  guestlens --help                 everything it can do
 The binary is ${guestlens#"$ROOT"/}; the guest is ${image#"$ROOT"/}. README.md goes on from here.
 NEXT
