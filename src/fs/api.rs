@@ -184,5 +184,5 @@ pub trait FileSystem: Send + Sync {
 
 /// The drivers, in the order they are asked.
 pub fn drivers() -> &'static [&'static dyn FsDriver] {
-    &[]
+    &[&super::ext4::Ext4Driver]
 }

@@ -5,6 +5,7 @@
 //! | [`api`] | [`api::FileSystem`], [`api::FsDriver`], the table of drivers |
 //! | [`types`] | inode numbers, attributes, times |
 //! | [`error`] | [`error::FsError`] |
+//! | [`ext4`] | ext2, ext3, ext4 |
 //!
 //! Operations are by inode number. Paths, `..` and symbolic links belong to [`crate::guest`].
 
@@ -24,6 +25,7 @@
 
 pub mod api;
 pub mod error;
+pub mod ext4;
 pub mod signature;
 pub mod types;
 
