@@ -75,7 +75,7 @@ install_packages() {
         # A repository that cannot be reached must not stop what the others have.
         "${AS_ROOT[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -qq </dev/null >&2 || true
         "${AS_ROOT[@]}" env DEBIAN_FRONTEND=noninteractive \
-            apt-get install -y -qq --no-install-recommends "$@" </dev/null >&2
+            apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends "$@" </dev/null >/dev/null
         ;;
     rpm)
         "${AS_ROOT[@]}" dnf install -y -q --setopt=install_weak_deps=False "$@" </dev/null >&2
@@ -160,6 +160,9 @@ candidate_version() {
 
 setup_rust() {
     local wanted
+    # Without these neither rustup nor cargo can download anything.
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] ||
+        install_packages ca-certificates || true
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml")
     have cargo || PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
     rust_is_new_enough "$wanted" && return 0
@@ -185,7 +188,7 @@ setup_rust() {
         esac
         rust_is_new_enough "$wanted" && return 0
     fi
-    say "Rust $wanted or newer is needed, and this distribution's packages do not have it."
+    say "Rust $wanted or newer is needed, and could not be had from this distribution's packages."
     say "Install it with rustup (see https://rustup.rs) and run this again."
     return 1
 }
