@@ -153,8 +153,8 @@ rust_is_new_enough() {
 # The version of a package the package manager would install, empty if it has none.
 candidate_version() {
     case $(package_family) in
-    deb) apt-cache policy "$1" 2>/dev/null | awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }' ;;
-    rpm) dnf -q info "$1" 2>/dev/null | awk '$1 == "Version" { print $3; exit }' ;;
+    deb) LC_ALL=C apt-cache policy "$1" 2>/dev/null | awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }' ;;
+    rpm) LC_ALL=C dnf -q info "$1" 2>/dev/null | awk '$1 == "Version" { print $3; exit }' ;;
     esac
 }
 
