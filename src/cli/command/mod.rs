@@ -2,6 +2,7 @@
 
 pub mod generate;
 pub mod mount;
+mod mount_contents;
 pub mod umount;
 
 use clap::Subcommand;
