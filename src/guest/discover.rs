@@ -3,15 +3,17 @@
 //! Nothing here fails because one part is odd: a volume that cannot be opened is still listed,
 //! with the reason in [`Guest::problems`].
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::block::BlockDevice;
-use crate::formats::{Image, OpenOptions};
-use crate::fs::{FileSystem, FsOptions};
-use crate::volumes::{Partition, Table};
+use crate::formats::{Image, OpenOptions, open_path};
+use crate::fs::{self, FileSystem, FsOptions};
+use crate::ondisk::text::printable;
+use crate::volumes::{Partition, Probe, Table, find_table};
 
-use super::error::{Problem, Result};
+use super::error::{GuestError, Problem, Result};
 
 /// One image as the user names it.
 #[derive(Clone, Debug)]
@@ -91,8 +93,157 @@ impl Guest {
     /// If an image cannot be opened. What is wrong inside an image ends up in
     /// [`Guest::problems`].
     pub fn open(images: &[ImageArgument], options: &GuestOptions) -> Result<Self> {
-        let _ = (images, options);
-        Err(super::GuestError::Arguments("not there yet".into()))
+        if images.is_empty() || images.len() > MAX_IMAGES {
+            return Err(GuestError::Arguments(format!(
+                "a guest has between 1 and {MAX_IMAGES} images, not {}",
+                images.len()
+            )));
+        }
+        let mut opened = Vec::with_capacity(images.len());
+        for argument in images {
+            let options = OpenOptions {
+                format: argument.format.clone(),
+                ..options.image.clone()
+            };
+            let image =
+                open_path(&argument.path, &options).map_err(|source| GuestError::Image {
+                    path: printable(argument.path.as_os_str().as_bytes()),
+                    source,
+                })?;
+            let device = image.device();
+            opened.push((image, device));
+        }
+        Ok(Self::assemble(opened, options, Vec::new()))
+    }
+
+    /// Looks at what is on the disks. Never fails: what cannot be read is a problem.
+    fn assemble(
+        opened: Vec<(Arc<dyn Image>, BlockDevice)>,
+        options: &GuestOptions,
+        problems: Vec<Problem>,
+    ) -> Self {
+        let mut guest = Self {
+            disks: Vec::new(),
+            volumes: Vec::new(),
+            problems,
+        };
+        for (index, (image, device)) in opened.into_iter().enumerate() {
+            let name = disk_name(index);
+            for warning in &image.info().warnings {
+                guest.problems.push(Problem::new(&name, warning));
+            }
+            let table = guest.partitions(&name, &device, options);
+            if let Some(table) = &table {
+                for partition in table.partitions.iter().filter(|p| !p.extended) {
+                    guest.add_partition(&name, index, &device, partition, options);
+                }
+            }
+            if table.is_none() {
+                guest.add_volume(name.clone(), index, device.clone(), None, options);
+            }
+            guest.disks.push(Disk {
+                name,
+                image,
+                device,
+                table,
+            });
+        }
+        guest
+    }
+
+    fn partitions(
+        &mut self,
+        name: &str,
+        device: &BlockDevice,
+        options: &GuestOptions,
+    ) -> Option<Table> {
+        match find_table(device, options.sector_size) {
+            Ok(Some(found)) => {
+                for problem in found.problems {
+                    self.problems.push(Problem::new(name, problem));
+                }
+                Some(found.table)
+            }
+            Ok(None) => None,
+            Err(error) => {
+                self.problems.push(Problem::new(name, chain(&error)));
+                None
+            }
+        }
+    }
+
+    fn add_partition(
+        &mut self,
+        disk_name: &str,
+        disk: usize,
+        device: &BlockDevice,
+        partition: &Partition,
+        options: &GuestOptions,
+    ) {
+        let name = format!("{disk_name}{}", partition.number);
+        match partition.device(device) {
+            Ok(part) => self.add_volume(name, disk, part, Some(partition.clone()), options),
+            Err(error) => self.problems.push(Problem::new(name, chain(&error))),
+        }
+    }
+
+    fn add_volume(
+        &mut self,
+        name: String,
+        disk: usize,
+        device: BlockDevice,
+        partition: Option<Partition>,
+        options: &GuestOptions,
+    ) {
+        let content = self.look_into(&name, &device, options);
+        self.volumes.push(Volume {
+            name,
+            disk,
+            device,
+            partition,
+            content,
+        });
+    }
+
+    fn look_into(&mut self, name: &str, device: &BlockDevice, options: &GuestOptions) -> Content {
+        for driver in fs::api::drivers() {
+            let damage = match driver.probe(device) {
+                Ok(Probe::NotMine) => continue,
+                Ok(Probe::Mine(())) => None,
+                Ok(Probe::Damaged((), damage)) => Some(damage),
+                Err(error) => {
+                    self.problems.push(Problem::new(name, chain(&error)));
+                    continue;
+                }
+            };
+            if let Some(damage) = damage {
+                self.problems.push(Problem::new(name, damage));
+            }
+            return match driver.open(device, &options.fs) {
+                Ok(fs) => {
+                    for notice in &fs.info().notices {
+                        self.problems.push(Problem::new(name, notice));
+                    }
+                    Content::FileSystem(fs)
+                }
+                Err(error) => {
+                    let reason = chain(&error);
+                    self.problems.push(Problem::new(name, &reason));
+                    Content::Failed {
+                        fs_type: driver.name(),
+                        reason,
+                    }
+                }
+            };
+        }
+        match fs::signature::recognise(device) {
+            Ok(Some(signature)) => Content::Recognised(signature),
+            Ok(None) => Content::Unknown,
+            Err(error) => {
+                self.problems.push(Problem::new(name, chain(&error)));
+                Content::Unknown
+            }
+        }
     }
 
     /// The disks, in the order the images were given.
@@ -112,16 +263,107 @@ impl Guest {
 
     /// Ids of all internal snapshots of all images, each once, in the order of the tables.
     pub fn snapshot_ids(&self) -> Vec<String> {
-        Vec::new()
+        let mut ids: Vec<String> = Vec::new();
+        for snapshot in self.disks.iter().flat_map(|d| &d.image.info().snapshots) {
+            if !ids.contains(&snapshot.id) {
+                ids.push(snapshot.id.clone());
+            }
+        }
+        ids
     }
 
     /// The same guest as it was in an internal snapshot, by id or else by name. Images that do
     /// not have it keep their present content, which is reported as a problem.
     ///
     /// # Errors
-    /// [`super::GuestError::NoSnapshot`] if no image has it.
+    /// [`GuestError::NoSnapshot`] if no image has it; [`GuestError::Image`] if it cannot be
+    /// opened.
     pub fn open_snapshot(&self, id: &str, options: &GuestOptions) -> Result<Self> {
-        let _ = options;
-        Err(super::GuestError::NoSnapshot(id.into()))
+        let mut opened = Vec::with_capacity(self.disks.len());
+        let mut problems = Vec::new();
+        let mut found = false;
+        for disk in &self.disks {
+            let snapshots = &disk.image.info().snapshots;
+            let index = snapshots
+                .iter()
+                .position(|s| s.id == id)
+                .or_else(|| snapshots.iter().position(|s| s.name == id));
+            let device = match index {
+                Some(index) => {
+                    found = true;
+                    disk.image
+                        .open_snapshot(index)
+                        .map_err(|source| GuestError::Image {
+                            path: printable(disk.image.info().filename.as_os_str().as_bytes()),
+                            source,
+                        })?
+                }
+                None => {
+                    problems.push(Problem::new(
+                        &disk.name,
+                        format!(
+                            "has no snapshot {:?}; shown as it is now",
+                            printable(id.as_bytes())
+                        ),
+                    ));
+                    disk.image.device()
+                }
+            };
+            opened.push((Arc::clone(&disk.image), device));
+        }
+        if !found {
+            return Err(GuestError::NoSnapshot(printable(id.as_bytes())));
+        }
+        Ok(Self::assemble(opened, options, problems))
+    }
+}
+
+/// Most images of one guest: `sda` to `sdzz`.
+const MAX_IMAGES: usize = 26 + 26 * 26;
+
+/// `sda` … `sdz`, `sdaa` … `sdzz`, as Linux counts.
+fn disk_name(index: usize) -> String {
+    let letter = |i: usize| {
+        char::from(
+            b"abcdefghijklmnopqrstuvwxyz"
+                .get(i % 26)
+                .copied()
+                .unwrap_or(b'?'),
+        )
+    };
+    match index.checked_sub(26) {
+        None => format!("sd{}", letter(index)),
+        Some(rest) => format!("sd{}{}", letter(rest / 26), letter(rest)),
+    }
+}
+
+/// An error and what caused it, in one printable line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    printable(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disk_names_count_as_linux_does() {
+        for (index, name) in [
+            (0, "sda"),
+            (25, "sdz"),
+            (26, "sdaa"),
+            (51, "sdaz"),
+            (52, "sdba"),
+            (701, "sdzz"),
+        ] {
+            assert_eq!(disk_name(index), name);
+        }
     }
 }

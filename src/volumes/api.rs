@@ -39,6 +39,17 @@ pub struct Table {
     pub partitions: Vec<Partition>,
 }
 
+/// A partition table and what is wrong with it.
+#[derive(Clone, Debug)]
+pub struct FoundTable {
+    /// The table; of a damaged one, what could be had.
+    pub table: Table,
+    /// What is wrong, each in one printable line.
+    pub problems: Vec<String>,
+}
+
+pub use super::table::find_table;
+
 /// One partition.
 #[derive(Clone, Debug, Serialize)]
 pub struct Partition {
@@ -51,7 +62,8 @@ pub struct Partition {
     /// GPT type GUID, or the MBR type as two hexadecimal digits.
     #[serde(rename = "type")]
     pub type_id: String,
-    /// PARTUUID as udev writes it: the GPT partition GUID, or `SIGNATURE-NN`.
+    /// PARTUUID as udev writes it: the GPT partition GUID, or `SIGNATURE-NN`; empty if the disk
+    /// has no MBR signature.
     pub partuuid: String,
     /// GPT partition name.
     #[serde(skip_serializing_if = "String::is_empty")]

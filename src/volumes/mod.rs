@@ -4,6 +4,9 @@
 //! |---|---|
 //! | [`api`] | [`api::Partition`], [`api::Table`], finding the table of a disk |
 //! | [`error`] | [`error::VolumeError`] |
+//! | [`table`] | which scheme a disk has |
+//! | [`gpt`] | GUID partition tables |
+//! | [`mbr`] | DOS partition tables |
 
 #![cfg_attr(
     not(test),
@@ -21,6 +24,9 @@
 
 pub mod api;
 pub mod error;
+pub mod gpt;
+pub mod mbr;
+pub mod table;
 
-pub use api::{Partition, Probe, Table, TableKind};
+pub use api::{FoundTable, Partition, Probe, Table, TableKind, find_table};
 pub use error::{VolumeError, VolumeErrorKind};
