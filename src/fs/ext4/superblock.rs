@@ -74,6 +74,8 @@ pub struct Superblock {
     pub hash_seed: [u32; 4],
     /// Whether directory hashes take characters as unsigned.
     pub hash_unsigned: bool,
+    /// Blocks kept behind the descriptors for growing.
+    pub reserved_gdt_blocks: u16,
     /// First group whose descriptors lie in their own metagroup.
     pub first_meta_bg: u32,
     /// The two groups with backups under `sparse_super2`.
@@ -239,6 +241,7 @@ impl Superblock {
             last_orphan: u32_at(0xE8),
             hash_seed,
             hash_unsigned: u32_at(0x160) & 2 != 0,
+            reserved_gdt_blocks: u16_at(0xCE),
             first_meta_bg: u32_at(0x104),
             backup_groups: [u32_at(0x24C), u32_at(0x250)],
             overhead_clusters: u32_at(0x248),

@@ -102,11 +102,12 @@ impl Volume {
         let meta_bg = sb.incompat.contains(Incompat::META_BG);
         let metagroup = group.checked_div(per_block).unwrap_or(0);
         if !meta_bg || metagroup < u64::from(sb.first_meta_bg) {
-            return match (has_super, meta_bg) {
-                (false, _) => 0,
+            let descriptors = match (has_super, meta_bg) {
+                (false, _) => return 0,
                 (true, true) => u64::from(sb.first_meta_bg),
                 (true, false) => all,
             };
+            return descriptors.saturating_add(u64::from(sb.reserved_gdt_blocks));
         }
         let within = group.checked_rem(per_block).unwrap_or(0);
         u64::from(within <= 1 || within == per_block.saturating_sub(1))

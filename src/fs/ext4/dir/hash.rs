@@ -166,7 +166,8 @@ fn half_md4(state: &mut [u32; 4], input: &[u32; 8]) {
 mod tests {
     use super::*;
 
-    // Values of `debugfs -R "dx_hash -h KIND NAME"` (e2fsprogs 1.47), default seed.
+    // Values of `debugfs -R "dx_hash -h KIND NAME"` (e2fsprogs 1.47), default seed. It knows no
+    // unsigned kinds; the kernel's images test those.
     #[test]
     fn values_of_debugfs() {
         for &(function, name, want) in VALUES {
@@ -183,27 +184,15 @@ mod tests {
         (0, "a", 0xe74b53e2),
         (1, "a", 0xd5fa7d7a),
         (2, "a", 0x6d0ea4c0),
-        (3, "a", 0xe74b53e2),
-        (4, "a", 0xe74b53e2),
-        (5, "a", 0xe74b53e2),
         (0, "hello", 0x32252546),
         (1, "hello", 0x1746da32),
         (2, "hello", 0x6f5bb1a8),
-        (3, "hello", 0x32252546),
-        (4, "hello", 0x32252546),
-        (5, "hello", 0x32252546),
         (0, "lost+found", 0x5e2aba24),
         (1, "lost+found", 0x591de422),
         (2, "lost+found", 0x2dbf9e80),
-        (3, "lost+found", 0x5e2aba24),
-        (4, "lost+found", 0x5e2aba24),
-        (5, "lost+found", 0x5e2aba24),
         (0, "grüße", 0xcc69faba),
         (1, "grüße", 0xd75e0ad8),
         (2, "grüße", 0xc271df04),
-        (3, "grüße", 0xcc69faba),
-        (4, "grüße", 0xcc69faba),
-        (5, "grüße", 0xcc69faba),
         (
             0,
             "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ-and-more",
@@ -218,21 +207,6 @@ mod tests {
             2,
             "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ-and-more",
             0xe73b7456,
-        ),
-        (
-            3,
-            "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ-and-more",
-            0xb6a430c6,
-        ),
-        (
-            4,
-            "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ-and-more",
-            0xb6a430c6,
-        ),
-        (
-            5,
-            "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ-and-more",
-            0xb6a430c6,
         ),
     ];
 }
