@@ -108,6 +108,26 @@ impl GuestView {
         Ok(())
     }
 
+    /// Shows the directory `source` of this tree at `path` as well. What is mounted below `source`
+    /// does not come along, as with a bind mount that is not recursive.
+    ///
+    /// # Errors
+    /// As [`GuestView::mount`].
+    pub fn bind(&mut self, path: &[u8], source: Node) -> Result<()> {
+        let below = self.mounts.get(source.mount).cloned();
+        let Some(below) = below else {
+            return Err(FsError::new(
+                FsErrorKind::Invalid,
+                "a node that belongs to another tree",
+            ));
+        };
+        self.mount(path, below.fs, below.volume)?;
+        if let Some(mount) = self.mounts.last_mut() {
+            mount.root = source.ino;
+        }
+        Ok(())
+    }
+
     /// All mounts, the root first.
     pub fn mounts(&self) -> &[Mount] {
         &self.mounts
