@@ -5,8 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::codec::{ifcfg, interfaces};
 use super::ledger::{Ledger, SourceId, State};
 use super::model::{Document, Effect, Unmapped, Warning};
+use super::{identity, resolver, select};
 use crate::limits;
 
 /// Most files read for one document. Hosts with a thousand VLANs exist; attackers have more.
@@ -340,7 +342,17 @@ pub fn text(bytes: &[u8]) -> String {
 /// Reads a guest's network configuration. Never fails: what cannot be read or understood is said
 /// in the document.
 pub fn read(files: &dyn NetworkFiles) -> Document {
-    let reading = Reading::new(files);
+    let mut reading = Reading::new(files);
+    let stacks = select::detect(files);
+    if let Some(ifcfg) = stacks.ifcfg() {
+        ifcfg::decode(&mut reading, ifcfg);
+    }
+    if stacks.interfaces_live() {
+        interfaces::decode(&mut reading, stacks.interfaces_flavour());
+    }
+    select::report(&mut reading, stacks);
+    identity::apply(&mut reading);
+    resolver::decode(&mut reading);
     let Reading {
         mut document,
         ledger,

@@ -175,6 +175,10 @@ pub struct NetworkManager {
     pub name: Option<String>,
 }
 
+/// Most members, addresses, routes, rules, servers and domains of one device each. A device that
+/// reaches it is told about in `guest.warnings`.
+pub const MAX_LIST: usize = 2048;
+
 /// One device of any section.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -226,20 +230,24 @@ pub struct Device {
 impl Device {
     /// Adds an address unless the very same is there.
     pub fn add_address(&mut self, ip: IpAddr, prefix: u8) {
-        let address = Address {
+        self.push_address(Address {
             ip,
             prefix,
             label: None,
             lifetime: None,
-        };
-        if !self.addresses.contains(&address) {
+        });
+    }
+
+    /// Adds an address with its options unless the very same is there.
+    pub fn push_address(&mut self, address: Address) {
+        if self.addresses.len() < MAX_LIST && !self.addresses.contains(&address) {
             self.addresses.push(address);
         }
     }
 
     /// Adds a route unless the very same is there. Default routes stand before others.
     pub fn add_route(&mut self, route: Route) {
-        if self.routes.contains(&route) {
+        if self.routes.len() >= MAX_LIST || self.routes.contains(&route) {
             return;
         }
         if route.to == "default" {
@@ -252,28 +260,32 @@ impl Device {
 
     /// Adds a policy rule unless the very same is there.
     pub fn add_policy(&mut self, policy: Policy) {
-        if !self.routing_policy.contains(&policy) {
+        if self.routing_policy.len() < MAX_LIST && !self.routing_policy.contains(&policy) {
             self.routing_policy.push(policy);
         }
     }
 
     /// Adds a member unless it is there.
     pub fn add_member(&mut self, name: &str) {
-        if !self.interfaces.iter().any(|m| m == name) {
+        if self.interfaces.len() < MAX_LIST && !self.interfaces.iter().any(|m| m == name) {
             self.interfaces.push(name.to_owned());
         }
     }
 
     /// Adds a name server unless it is there.
     pub fn add_nameserver(&mut self, server: &str) {
-        if !self.nameservers.addresses.iter().any(|s| s == server) {
+        if self.nameservers.addresses.len() < MAX_LIST
+            && !self.nameservers.addresses.iter().any(|s| s == server)
+        {
             self.nameservers.addresses.push(server.to_owned());
         }
     }
 
     /// Adds a search domain unless it is there.
     pub fn add_search(&mut self, domain: &str) {
-        if !self.nameservers.search.iter().any(|s| s == domain) {
+        if self.nameservers.search.len() < MAX_LIST
+            && !self.nameservers.search.iter().any(|s| s == domain)
+        {
             self.nameservers.search.push(domain.to_owned());
         }
     }
@@ -593,11 +605,59 @@ impl Document {
             .or_default()
     }
 
+    /// Lists a device netplan has no type for under `guest.devices`, with netplan's keys beside
+    /// `type`.
+    pub(super) fn add_untyped(&mut self, id: &str, kind: &str, device: &Device) {
+        let slot = self
+            .guest
+            .devices
+            .entry(Natural(id.to_owned()))
+            .or_insert_with(|| json!({}));
+        if let Some(map) = slot.as_object_mut() {
+            map.entry("type").or_insert_with(|| kind.into());
+            if let Value::Object(keys) = device.to_value() {
+                map.extend(keys);
+            }
+        }
+    }
+
     /// Last touches that hold for every stack: `stp` is always stated, sources are told once.
     pub(super) fn finish(&mut self) {
         for ((section, _), device) in &mut self.devices {
             if *section == Section::Bridges {
                 device.parameters.entry("stp").or_insert(Value::Bool(false));
+            }
+        }
+        // netplan wants every device named elsewhere to be there.
+        let mut named = std::collections::BTreeSet::new();
+        for ((section, _), device) in &self.devices {
+            named.extend(device.interfaces.iter().cloned());
+            if *section == Section::Vlans {
+                named.extend(device.link.clone());
+            }
+        }
+        for name in named {
+            let known = self.section_of(&name).is_some()
+                || self.guest.devices.contains_key(&Natural(name.clone()));
+            if !known {
+                self.device(Section::Ethernets, &name);
+            }
+        }
+        for ((_, id), device) in &self.devices {
+            let longest = [
+                device.interfaces.len(),
+                device.addresses.len(),
+                device.routes.len(),
+                device.routing_policy.len(),
+                device.nameservers.addresses.len(),
+                device.nameservers.search.len(),
+            ];
+            if longest.iter().any(|len| *len >= MAX_LIST) {
+                self.guest.warnings.push(Warning {
+                    file: String::new(),
+                    line: None,
+                    message: format!("{}: a list was cut after {MAX_LIST} entries", id.0),
+                });
             }
         }
         for extra in self.guest.interfaces.values_mut() {
