@@ -355,13 +355,15 @@ def main():
     parser.add_argument("--fixtures", required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default=",".join(METRICS))
+    parser.add_argument("--who", default="", help="only contenders whose name contains one of these")
     options = parser.parse_args()
     metrics = options.only.split(",")
     for metric in metrics:
         if metric not in METRICS:
             parser.error(f"no metric {metric}")
 
-    table = contenders(options)
+    table = {name: how for name, how in contenders(options).items()
+             if any(part in name for part in options.who.split(","))}
     cold, warm, peak, seen = {}, {}, {}, {}
     started = time.monotonic()
     for number in range(options.rounds):

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Measures guestlens against fuse2fs and the kernel's ext4, all on the same guest, in one run.
 #
-# usage: scripts/bench.sh [--quick] [--rounds N] [--only METRIC,...] [--no-install]
+# usage: scripts/bench.sh [--quick] [--rounds N] [--only METRIC,...] [--who NAME,...] [--no-install]
 #
 #   --quick      3 rounds instead of 5, fuse2fs's slowest figures only once
 #   --only       of: ls walk tar seq rand
+#   --who        only contenders whose name contains one of these, as in "guestlens,loop"
 #   The fixtures (about 8 GiB) are made once, in GUESTLENS_BENCH_DIR, by default
 #   ~/.cache/guestlens/bench; remove that directory to make them anew.
 #
@@ -24,12 +25,12 @@ while [ $# -gt 0 ]; do
     case $1 in
     --no-install) export GUESTLENS_NO_INSTALL=1 ;;
     --quick) pass+=(--rounds 3) ;;
-    --rounds | --only)
+    --rounds | --only | --who)
         pass+=("$1" "$2")
         shift
         ;;
     -h | --help)
-        sed -n '2,14s/^# \{0,1\}//p' "$0"
+        sed -n '2,15s/^# \{0,1\}//p' "$0"
         exit 0
         ;;
     *)
