@@ -22,6 +22,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use super::adapter::Adapter;
 use super::mounts::{self, MountEntry};
 use super::options::{MountOptions, SOURCE};
+use super::state;
 use crate::tree::Tree;
 
 const DEVICE: &str = "/dev/fuse";
@@ -36,6 +37,9 @@ pub enum MountError {
     /// A dead mount is in the way.
     #[error("{0} is a mount point whose server is gone; `guestlens umount` cleans it up")]
     Dead(String),
+    /// A mount of ours is there already.
+    #[error("{0} is a mount of guestlens already")]
+    Taken(String),
     /// No FUSE here.
     #[error(
         "cannot open /dev/fuse (is the fuse module loaded, the device passed to the container?)"
@@ -78,6 +82,16 @@ pub fn mount_tree(
         Some(nix::libc::ENOTCONN) => MountError::Dead(shown.clone()),
         _ => MountError::Point(shown.clone(), error),
     };
+    // A dead mount may still answer from the kernel's memory, so it is not asked.
+    let untouched = mounts::without_touching(point).map_err(at_point)?;
+    let there = mounts::at(&untouched).map_err(at_point)?;
+    if let Some(entry) = there.filter(MountEntry::is_ours) {
+        let server = state::find(&entry.device, entry.user.unwrap_or(0));
+        return Err(match server {
+            Some((server, _)) if !server.is_alive() => MountError::Dead(shown),
+            _ => MountError::Taken(shown),
+        });
+    }
     let metadata = std::fs::metadata(point).map_err(at_point)?;
     if !metadata.is_dir() {
         return Err(at_point(io::Error::from(io::ErrorKind::NotADirectory)));

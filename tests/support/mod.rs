@@ -9,6 +9,7 @@
 
 pub mod ext;
 pub mod fuzz;
+pub mod mount;
 pub mod walk;
 
 use std::fs::OpenOptions;
