@@ -94,11 +94,22 @@ fn taken_over(device: &BlockDevice) -> Result<bool> {
         || &btrfs == b"_BHRfS_M")
 }
 
+fn is_journal_device(raw: &[u8]) -> bool {
+    Superblock::has_magic(raw)
+        && le32(raw, 0x60).is_some_and(|bits| bits & Incompat::JOURNAL_DEV.bits() != 0)
+}
+
 /// A superblock to work with; `None` if this is something else.
 fn find_superblock(device: &BlockDevice, ignore_checksums: bool) -> Result<Option<Found>> {
     let Some(raw) = read_superblock(device, SUPERBLOCK_OFFSET)? else {
         return Ok(None);
     };
+    // A journal by itself holds no files (and lacks what a filesystem's superblock must have).
+    if is_journal_device(&raw) {
+        return Err(FsError::unsupported(
+            "an external journal, not a filesystem",
+        ));
+    }
     let primary = Superblock::parse(&raw);
     let damage = match primary {
         Ok(sb) if sb.checksum_ok || ignore_checksums => {
@@ -152,12 +163,13 @@ impl FsDriver for Ext4Driver {
     }
 
     fn probe(&self, device: &BlockDevice) -> Result<Probe<()>> {
+        if let Some(raw) = read_superblock(device, SUPERBLOCK_OFFSET)?
+            && is_journal_device(&raw)
+        {
+            return Ok(Probe::NotMine);
+        }
         match find_superblock(device, false) {
             Ok(None) => Ok(Probe::NotMine),
-            // A journal by itself holds no files.
-            Ok(Some(found)) if found.sb.incompat.contains(Incompat::JOURNAL_DEV) => {
-                Ok(Probe::NotMine)
-            }
             Ok(Some(Found {
                 damage: Some(damage),
                 ..
@@ -171,11 +183,6 @@ impl FsDriver for Ext4Driver {
     fn open(&self, device: &BlockDevice, options: &FsOptions) -> Result<Arc<dyn FileSystem>> {
         let found = find_superblock(device, options.ignore_checksums)?
             .ok_or_else(|| FsError::damaged("there is no ext2, ext3 or ext4 superblock"))?;
-        if found.sb.incompat.contains(Incompat::JOURNAL_DEV) {
-            return Err(FsError::unsupported(
-                "an external journal, not a filesystem",
-            ));
-        }
         check_features(&found.sb)?;
 
         let mut notices = Vec::new();
