@@ -5,11 +5,15 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::detect::{self, Format};
 use super::error::{FormatError, FormatErrorKind, Result};
-use super::reference::ReferencePolicy;
+use super::host_file::{HostFile, shown};
+use super::reference::{Chain, ReferencePolicy};
+use super::{qcow2, raw};
 use crate::block::BlockDevice;
 use crate::block::cache::ClusterCache;
 use crate::limits;
+use crate::ondisk::text::printable;
 
 /// How an image is to be opened.
 #[derive(Clone)]
@@ -125,10 +129,96 @@ pub trait Image: Send + Sync {
     }
 }
 
-/// Opens an image by its path on the host.
+/// Opens an image by its path on the host, with the files it refers to as far as policy allows.
 ///
 /// # Errors
 /// See [`FormatErrorKind`].
 pub fn open_path(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Image>> {
-    super::raw::open(path, options)
+    let stated = options.format.as_deref().map(Format::by_name).transpose()?;
+    let file = HostFile::open(path)?;
+    let mut chain = Chain::new(&options.policy, &file);
+    open_file(file, stated, options, &mut chain)
+        .map_err(|e| e.within(format!("cannot open {}", shown(path))))
+}
+
+/// Opens one file of a chain and what lies below it. The recursion ends with the chain, whose
+/// length is bounded.
+fn open_file(
+    file: HostFile,
+    stated: Option<Format>,
+    options: &OpenOptions,
+    chain: &mut Chain<'_>,
+) -> Result<Arc<dyn Image>> {
+    // Locked before the first byte is looked at.
+    let warnings = file.lock(options.live)?;
+    let mut info = ImageInfo {
+        filename: file.path().to_owned(),
+        format: Format::Raw.name(),
+        format_detected: stated.is_none(),
+        virtual_size: 0,
+        actual_size: file.actual_size(),
+        cluster_size: None,
+        dirty_flag: false,
+        live: options.live,
+        backing_filename: None,
+        backing_filename_format: None,
+        full_backing_filename: None,
+        encrypted: false,
+        snapshots: Vec::new(),
+        format_specific: serde_json::Value::Null,
+        warnings,
+    };
+    let path = file.path().to_owned();
+    let (format, file) = match stated {
+        Some(Format::Raw) => return raw::open(file, info),
+        Some(format) => (format, file.into_device()?),
+        None => {
+            // Raw disks get their sector padding, the others must not.
+            let (file, probe) = file.duplicate()?;
+            match detect::detect(&probe)? {
+                Format::Raw => return raw::open(file, info),
+                format => (format, file.into_device()?),
+            }
+        }
+    };
+    info.format = format.name();
+    let header = qcow2::read_header(&file)?;
+    let mut references = qcow2::References::default();
+    if let Some(name) = &header.data_file {
+        let data = chain.follow(name, "data file", &path)?;
+        info.warnings.extend(data.lock(options.live)?);
+        references.data_file = Some(raw::device(data)?);
+    }
+    if let Some(name) = &header.backing_name {
+        let format = backing_format(name, header.backing_format.as_deref())?;
+        let backing = chain.follow(name, "backing file", &path)?;
+        info.full_backing_filename = Some(backing.path().to_owned());
+        let place = shown(backing.path());
+        let backing = open_file(backing, Some(format), options, chain)
+            .map_err(|e| e.within(format!("backing file {place}")))?;
+        info.warnings
+            .extend(backing.info().warnings.iter().cloned());
+        references.backing = Some(backing);
+    }
+    let cache = Arc::clone(&options.cache);
+    Ok(Arc::new(qcow2::open_device(
+        file, &header, references, cache, info,
+    )?))
+}
+
+/// The format of a backing file, which only the image can state: guessing it would let a guest
+/// that writes to a raw disk decide which files are opened next.
+fn backing_format(name: &[u8], stated: Option<&[u8]>) -> Result<Format> {
+    let name = printable(name);
+    let Some(stated) = stated else {
+        return Err(FormatError::new(
+            FormatErrorKind::NotAllowed,
+            format!("the image does not state the format of its backing file '{name}'"),
+        )
+        .with_hint(format!(
+            "state it in the image: qemu-img rebase -u -F raw|qcow2 -b '{name}' IMAGE (--allow-backing DIR does not replace this)"
+        )));
+    };
+    Format::by_name(&String::from_utf8_lossy(stated))
+        .map_err(|e| e.within(format!("backing file '{name}'")))
 }

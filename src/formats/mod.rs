@@ -2,10 +2,13 @@
 //!
 //! | module | responsibility |
 //! |---|---|
-//! | [`api`] | [`api::Image`], [`api::ImageFormat`], the table of formats, opening by path |
+//! | [`api`] | [`api::Image`], opening by path |
+//! | [`detect`] | the table of formats, and which one a file is of |
 //! | [`error`] | [`error::FormatError`] |
 //! | [`reference`] | which files an image may make us open |
+//! | [`host_file`] | opening and locking files of the host |
 //! | [`raw`] | raw images |
+//! | [`qcow2`] | qcow2 images |
 
 #![cfg_attr(
     not(test),
@@ -22,7 +25,10 @@
 )]
 
 pub mod api;
+pub mod detect;
 pub mod error;
+pub mod host_file;
+pub mod qcow2;
 pub mod raw;
 pub mod reference;
 

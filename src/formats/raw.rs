@@ -1,14 +1,14 @@
 //! Raw images: the file's bytes are the disk's bytes.
+//!
+//! A file that does not end on a 512-byte sector is shown with its last sector filled up with
+//! zeroes, as QEMU does.
 
-use std::fs::File;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::Arc;
 
-use super::api::{Image, ImageInfo, OpenOptions};
-use super::error::{FormatError, Result};
-use crate::block::BlockDevice;
-use crate::block::file::FileBackend;
+use super::api::{Image, ImageInfo};
+use super::error::Result;
+use super::host_file::HostFile;
+use crate::block::{BlockBackend, BlockDevice, Extent, Geometry, Result as BlockResult};
 
 struct RawImage {
     info: ImageInfo,
@@ -25,34 +25,59 @@ impl Image for RawImage {
     }
 }
 
-/// Opens a raw image.
+/// Opens a raw image; of `info` the size is filled in.
 ///
 /// # Errors
 /// [`super::FormatErrorKind::Io`].
-pub fn open(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Image>> {
-    let file = File::open(path).map_err(|e| FormatError::io("cannot open the image", e))?;
-    let actual_size = file
-        .metadata()
-        .map_err(|e| FormatError::io("cannot examine the image", e))?
-        .blocks()
-        .saturating_mul(512);
-    let device = BlockDevice::new(Arc::new(FileBackend::new(file, true)?));
-    let info = ImageInfo {
-        filename: path.to_owned(),
-        format: "raw",
-        format_detected: options.format.is_none(),
-        virtual_size: device.len(),
-        actual_size,
-        cluster_size: None,
-        dirty_flag: false,
-        live: false,
-        backing_filename: None,
-        backing_filename_format: None,
-        full_backing_filename: None,
-        encrypted: false,
-        snapshots: Vec::new(),
-        format_specific: serde_json::Value::Null,
-        warnings: Vec::new(),
-    };
+pub fn open(file: HostFile, mut info: ImageInfo) -> Result<Arc<dyn Image>> {
+    let device = device(file)?;
+    info.virtual_size = device.len();
     Ok(Arc::new(RawImage { info, device }))
+}
+
+/// The content of a raw file, whole sectors.
+///
+/// # Errors
+/// [`super::FormatErrorKind::Io`].
+pub fn device(file: HostFile) -> Result<BlockDevice> {
+    let file = file.into_device()?;
+    if file.len().is_multiple_of(512) {
+        return Ok(file);
+    }
+    Ok(BlockDevice::new(Arc::new(Padded { file })))
+}
+
+struct Padded {
+    file: BlockDevice,
+}
+
+impl BlockBackend for Padded {
+    fn geometry(&self) -> Geometry {
+        let len = self.file.len();
+        Geometry {
+            len: len.checked_next_multiple_of(512).unwrap_or(len),
+            block_size: self.file.block_size(),
+            read_only: true,
+        }
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> BlockResult<()> {
+        let read = self.file.read_some_at(offset, buf)?;
+        buf.get_mut(read..).unwrap_or_default().fill(0);
+        Ok(())
+    }
+
+    fn extent_at(&self, offset: u64, len: u64) -> BlockResult<Extent> {
+        match self.file.len().checked_sub(offset) {
+            Some(inside @ 1..) => self.file.extent_at(offset, len.min(inside)),
+            _ => Ok(Extent {
+                host_offset: Some(offset),
+                ..Extent::hole(len)
+            }),
+        }
+    }
+
+    fn prefetch(&self, offset: u64, len: u64) {
+        self.file.prefetch(offset, len);
+    }
 }

@@ -1,0 +1,192 @@
+//! qcow2, versions 2 and 3, reading.
+//!
+//! | module | responsibility |
+//! |---|---|
+//! | [`header`] | header and extensions, validated |
+//! | [`layout`] | table geometry; what an L2 entry says |
+//! | [`view`] | one readable content: lookup, reading, read-ahead |
+//! | [`decompress`] | compressed clusters and the worker threads |
+//! | [`snapshot`] | the snapshot table |
+//!
+//! Specification: QEMU, `docs/interop/qcow2.rst`. Refcounts are not needed to read and are not
+//! looked at; bitmaps, VM state and unknown autoclear features are ignored. Nothing is sized by a
+//! number from the header.
+
+pub mod decompress;
+pub mod header;
+pub mod layout;
+pub mod snapshot;
+pub mod view;
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use self::header::Header;
+use self::layout::Compression;
+use self::snapshot::Snapshot;
+use self::view::{Source, View};
+use super::api::{Image, ImageInfo};
+use super::error::{FormatError, FormatErrorKind, Result};
+use crate::block::BlockDevice;
+use crate::block::cache::{ClusterCache, SourceId};
+use crate::ondisk::text::printable;
+
+/// What an image refers to, opened by the caller as policy allows.
+#[derive(Default)]
+pub struct References {
+    /// The backing image.
+    pub backing: Option<Arc<dyn Image>>,
+    /// The external data file.
+    pub data_file: Option<BlockDevice>,
+}
+
+/// Reads and validates the header of an image.
+///
+/// # Errors
+/// As [`Header::parse`], or what reading reports.
+pub fn read_header(file: &BlockDevice) -> Result<Header> {
+    let mut head = [0; 24];
+    let len = file.read_some_at(0, &mut head)?;
+    let mut first = vec![0; header::first_cluster_len(head.get(..len).unwrap_or_default())?];
+    let len = file.read_some_at(0, &mut first)?;
+    Header::parse(first.get(..len).unwrap_or_default(), file.len())
+}
+
+/// Opens an image in `file`. Of `info` the name, actual size and lock state are kept.
+///
+/// # Errors
+/// [`FormatErrorKind::NotAllowed`] if the header names a file that `references` lacks, or what
+/// reading the snapshot table reports.
+pub fn open_device(
+    file: BlockDevice,
+    header: &Header,
+    references: References,
+    cache: Arc<ClusterCache>,
+    mut info: ImageInfo,
+) -> Result<Qcow2Image> {
+    let data = match (&header.data_file, references.data_file) {
+        (None, _) => file.clone(),
+        (Some(_), Some(data)) => data,
+        (Some(_), None) => return Err(unopened("external data file")),
+    };
+    if header.backing_name.is_some() && references.backing.is_none() {
+        return Err(unopened("backing file"));
+    }
+    let snapshots = match snapshot::read_table(&file, header) {
+        Ok(snapshots) => snapshots,
+        // The active content does not depend on it.
+        Err(e) if e.kind() == FormatErrorKind::Damaged => {
+            info.warnings
+                .push(format!("no snapshot can be opened: {e}"));
+            Vec::new()
+        }
+        Err(e) => return Err(e),
+    };
+    if header.corrupt {
+        info.warnings
+            .push("the image is marked as corrupt: run qemu-img check".into());
+    }
+    if header.dirty {
+        info.warnings
+            .push("the image was not closed properly (dirty refcounts)".into());
+    }
+    fill_info(&mut info, header, &snapshots);
+    let source = Arc::new(Source {
+        file,
+        data,
+        layout: header.layout,
+        backing: references.backing.as_ref().map(|b| b.device()),
+        cache,
+        tables: SourceId::fresh(),
+        clusters: SourceId::fresh(),
+    });
+    let view = View::new(Arc::clone(&source), header.l1_offset, header.size);
+    Ok(Qcow2Image {
+        info,
+        device: BlockDevice::new(Arc::new(view)),
+        source,
+        backing: references.backing,
+        snapshots,
+    })
+}
+
+fn unopened(role: &str) -> FormatError {
+    FormatError::new(
+        FormatErrorKind::NotAllowed,
+        format!("the image's {role} was not opened"),
+    )
+}
+
+fn fill_info(info: &mut ImageInfo, header: &Header, snapshots: &[Snapshot]) {
+    info.virtual_size = header.size;
+    info.cluster_size = Some(header.layout.cluster_size());
+    info.dirty_flag = header.dirty;
+    info.backing_filename = header.backing_name.as_deref().map(printable);
+    info.backing_filename_format = header.backing_format.as_deref().map(printable);
+    info.snapshots = snapshots.iter().map(|s| s.info.clone()).collect();
+    let compression = match header.layout.compression {
+        Compression::Deflate => "zlib",
+        Compression::Zstd => "zstd",
+    };
+    let refcount_bits = 1_u64.wrapping_shl(header.refcount_order);
+    let mut specific = json!({
+        "compat": if header.layout.version == 2 { "0.10" } else { "1.1" },
+        "compression-type": compression,
+        "refcount-bits": refcount_bits,
+    });
+    if let (3.., Some(more)) = (header.layout.version, specific.as_object_mut()) {
+        more.insert("lazy-refcounts".into(), header.lazy_refcounts.into());
+        more.insert("corrupt".into(), header.corrupt.into());
+        more.insert("extended-l2".into(), header.layout.subclusters.into());
+        if let Some(name) = &header.data_file {
+            more.insert("data-file".into(), printable(name).into());
+            more.insert("data-file-raw".into(), header.data_file_raw.into());
+        }
+    }
+    info.format_specific = specific;
+}
+
+/// An opened image.
+pub struct Qcow2Image {
+    info: ImageInfo,
+    device: BlockDevice,
+    source: Arc<Source>,
+    backing: Option<Arc<dyn Image>>,
+    snapshots: Vec<Snapshot>,
+}
+
+impl Image for Qcow2Image {
+    fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    fn device(&self) -> BlockDevice {
+        self.device.clone()
+    }
+
+    fn backing(&self) -> Option<&Arc<dyn Image>> {
+        self.backing.as_ref()
+    }
+
+    fn open_snapshot(&self, index: usize) -> Result<BlockDevice> {
+        let snapshot = self.snapshots.get(index).ok_or_else(|| {
+            FormatError::new(
+                FormatErrorKind::NoSnapshot,
+                format!("there is no snapshot {index}"),
+            )
+        })?;
+        let size = snapshot.info.virtual_size;
+        let (at, entries) = (snapshot.l1_offset, snapshot.l1_entries);
+        header::check_l1(
+            &self.source.layout,
+            size,
+            at,
+            entries,
+            self.source.file.len(),
+        )
+        .map_err(|e| e.within(format!("snapshot '{}' is damaged", snapshot.info.name)))?;
+        let view = View::new(Arc::clone(&self.source), at, size);
+        Ok(BlockDevice::new(Arc::new(view)))
+    }
+}

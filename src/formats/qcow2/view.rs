@@ -1,0 +1,375 @@
+//! One readable content of an image: the active layer or a snapshot.
+//!
+//! Table slices and decompressed clusters live in the process-wide cluster cache, under two
+//! identities per image; nothing else is kept, so an image costs the same whatever its size. No
+//! lock is held during I/O or decompression.
+
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::decompress;
+use super::layout::{Layout, Mapping, OFFSET_MASK, Run};
+use crate::block::cache::{Cluster, ClusterCache, SourceId};
+use crate::block::{BlockBackend, BlockDevice, BlockError, Extent, ExtentKind, Geometry, Result};
+use crate::ondisk::bytes::be64;
+use crate::ondisk::units::{to_u64, to_usize};
+
+/// Pieces joined to one run at most; a bound on the work of one lookup.
+const MAX_PIECES: usize = 4096;
+/// How far ahead of a sequential reader clusters are decompressed, in bytes.
+const READ_AHEAD: u64 = 4 << 20;
+/// Requests of one stream may arrive out of order by this much, in bytes.
+const STREAM_SLACK: u64 = 1 << 20;
+/// Sequential streams tracked at once.
+const STREAMS: usize = 4;
+
+/// What all views of an image share.
+pub struct Source {
+    /// The image file.
+    pub file: BlockDevice,
+    /// Where clusters are: the image file or the external data file.
+    pub data: BlockDevice,
+    /// How tables are read.
+    pub layout: Layout,
+    /// What unallocated clusters show.
+    pub backing: Option<BlockDevice>,
+    /// Slices and clusters.
+    pub cache: Arc<ClusterCache>,
+    /// Identity of table slices in the cache.
+    pub tables: SourceId,
+    /// Identity of decompressed clusters in the cache.
+    pub clusters: SourceId,
+}
+
+impl Source {
+    /// The slice of a table that holds host offset `at`, and where `at` is in it.
+    fn slice(&self, at: u64) -> Result<(Cluster, usize)> {
+        let size = self.layout.slice_bytes();
+        let within = at & size.wrapping_sub(1);
+        let start = at.saturating_sub(within);
+        let slice = self.cache.get_or_load(self.tables, start, || {
+            let mut slice = zeroed(size)?;
+            let buf = Arc::get_mut(&mut slice).ok_or_else(shared)?;
+            if self.file.read_some_at(start, buf)? == 0 {
+                return Err(BlockError::damaged(format!(
+                    "a table at {at} is outside the file"
+                )));
+            }
+            Ok(slice)
+        })?;
+        Ok((slice, to_usize(within).unwrap_or(usize::MAX)))
+    }
+
+    fn compressed(&self, host: u64, len: u64) -> Result<Cluster> {
+        self.cache.get_or_load(self.clusters, host, || {
+            // The last sector the entry counts may be cut off by the end of the file.
+            let len = len.min(self.file.len().saturating_sub(host));
+            if len == 0 {
+                return Err(BlockError::damaged(format!(
+                    "a compressed cluster at {host} is outside the file"
+                )));
+            }
+            // At most two clusters: the length field has cluster_bits - 8 bits, in sectors.
+            let input = self
+                .file
+                .read_vec(host, to_usize(len).unwrap_or(usize::MAX))?;
+            let mut cluster = zeroed(self.layout.cluster_size())?;
+            let buf = Arc::get_mut(&mut cluster).ok_or_else(shared)?;
+            decompress::decode(self.layout.compression, &input, buf)
+                .map_err(|e| e.within(format!("compressed cluster at {host}")))?;
+            Ok(cluster)
+        })
+    }
+
+    fn read_data(&self, host: u64, buf: &mut [u8]) -> Result<()> {
+        if host >= self.data.len() && !self.layout.external_data {
+            return Err(BlockError::damaged(format!(
+                "a cluster at {host} is outside the file"
+            )));
+        }
+        // A file may end inside its last cluster; the rest reads as zeroes, as in QEMU.
+        let read = self.data.read_some_at(host, buf)?;
+        buf.get_mut(read..).unwrap_or_default().fill(0);
+        Ok(())
+    }
+
+    fn read_backing(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        let read = match &self.backing {
+            Some(backing) => backing.read_some_at(at, buf)?,
+            None => 0,
+        };
+        buf.get_mut(read..).unwrap_or_default().fill(0);
+        Ok(())
+    }
+}
+
+fn zeroed(len: u64) -> Result<Cluster> {
+    let len = to_usize(len).ok_or_else(shared)?;
+    Ok(std::iter::repeat_n(0, len).collect())
+}
+
+fn shared() -> BlockError {
+    BlockError::damaged("a new cluster is already in use")
+}
+
+/// A readable content; see the module text.
+pub struct View {
+    source: Arc<Source>,
+    l1_offset: u64,
+    len: u64,
+    streams: Mutex<[Stream; STREAMS]>,
+}
+
+/// A reader that goes forward.
+#[derive(Clone, Copy, Default)]
+struct Stream {
+    /// End of the furthest read so far.
+    end: u64,
+    /// End of what was handed to the workers.
+    ahead: u64,
+    /// Reads that continued it.
+    hits: u32,
+}
+
+impl View {
+    /// The content described by an L1 table that was checked to cover `len` bytes.
+    pub fn new(source: Arc<Source>, l1_offset: u64, len: u64) -> Self {
+        Self {
+            source,
+            l1_offset,
+            len,
+            streams: Mutex::default(),
+        }
+    }
+
+    /// The run that starts at `at`, at most `max` bytes long.
+    fn run_at(&self, at: u64, max: u64) -> Result<Run> {
+        let mut run = self.piece_at(at, max)?;
+        for _ in 0..MAX_PIECES {
+            if run.len >= max {
+                break;
+            }
+            let next = self.piece_at(at.saturating_add(run.len), max.saturating_sub(run.len));
+            // An error belongs to the read that starts there.
+            match next.ok().and_then(|next| run.join(next)) {
+                Some(joined) => run = joined,
+                None => break,
+            }
+        }
+        Ok(Run {
+            len: run.len.min(max),
+            ..run
+        })
+    }
+
+    /// A run within one slice of an L2 table, or the reach of an absent L2 table.
+    fn piece_at(&self, at: u64, max: u64) -> Result<Run> {
+        let layout = &self.source.layout;
+        let reach = 1_u64.wrapping_shl(layout.l2_reach_bits());
+        let l1_index = at.wrapping_shr(layout.l2_reach_bits());
+        let l1_at = self.l1_offset.saturating_add(l1_index.saturating_mul(8));
+        let (slice, within) = self.source.slice(l1_at)?;
+        let l2_offset = be64(&slice, within).ok_or_else(outside)? & OFFSET_MASK;
+        let in_reach = at & reach.wrapping_sub(1);
+        if l2_offset == 0 {
+            return Ok(Run {
+                len: reach.saturating_sub(in_reach),
+                mapping: Mapping::Unallocated,
+            });
+        }
+        if !layout.aligned(l2_offset) {
+            return Err(BlockError::damaged(format!(
+                "the L2 table at {l2_offset} is not aligned"
+            )));
+        }
+        let l2_index = in_reach.wrapping_shr(layout.cluster_bits);
+        let entry_at = l2_offset.saturating_add(l2_index.wrapping_shl(layout.l2_entry_bits()));
+        let (slice, mut within) = self.source.slice(entry_at)?;
+        let mut decode = |in_cluster: u64| -> Option<Result<Run>> {
+            let entry = be64(&slice, within)?;
+            let bitmap = if layout.subclusters {
+                be64(&slice, within.checked_add(8)?)?
+            } else {
+                0
+            };
+            within = within.checked_add(1_usize.wrapping_shl(layout.l2_entry_bits()))?;
+            Some(layout.decode(entry, bitmap, in_cluster))
+        };
+        let in_cluster = layout.within_cluster(at);
+        let mut run = decode(in_cluster).ok_or_else(outside)??;
+        // Subclusters can end a run before its cluster ends; then there is nothing to join.
+        while run.len < max && layout.aligned(at.saturating_add(run.len)) {
+            let Some(Ok(next)) = decode(0) else { break };
+            let Some(joined) = run.join(next) else { break };
+            run = joined;
+        }
+        Ok(run)
+    }
+
+    /// Hands the compressed clusters of a range to the workers.
+    fn decompress_soon(&self, mut at: u64, end: u64) {
+        let end = end.min(self.len);
+        while at < end {
+            let Ok(run) = self.run_at(at, end.saturating_sub(at)) else {
+                return;
+            };
+            if let Mapping::Compressed { host, len, .. } = run.mapping
+                && !self.source.cache.has_or_loads(self.source.clusters, host)
+            {
+                // Weak, so that a job that waits does not keep the file open and locked.
+                let source: Weak<Source> = Arc::downgrade(&self.source);
+                let queued = decompress::submit(Box::new(move || {
+                    if let Some(source) = source.upgrade() {
+                        let _ = source.compressed(host, len);
+                    }
+                }));
+                if !queued {
+                    return;
+                }
+            }
+            at = at.saturating_add(run.len);
+        }
+    }
+
+    /// Notes a read of compressed data; returns the range to decompress ahead, if it belongs to a
+    /// stream.
+    fn note_read(&self, start: u64, end: u64) -> Option<(u64, u64)> {
+        let mut streams = self.streams.lock();
+        let near = |s: &Stream| {
+            s.end > 0
+                && start >= s.end.saturating_sub(STREAM_SLACK)
+                && start <= s.end.saturating_add(STREAM_SLACK)
+        };
+        let Some(stream) = streams.iter_mut().find(|s| near(s)) else {
+            streams.rotate_right(1);
+            if let Some(first) = streams.first_mut() {
+                *first = Stream {
+                    end,
+                    ahead: end,
+                    hits: 0,
+                };
+            }
+            return None;
+        };
+        if end > stream.end {
+            stream.hits = stream.hits.saturating_add(1);
+            stream.end = end;
+        }
+        let target = stream.end.saturating_add(READ_AHEAD);
+        let from = stream.ahead.max(stream.end);
+        // In portions, so that looking the range up is not done for every small read.
+        if stream.hits < 2 || target.saturating_sub(from) < READ_AHEAD / 8 {
+            return None;
+        }
+        stream.ahead = target;
+        Some((from, target))
+    }
+}
+
+fn outside() -> BlockError {
+    BlockError::damaged("a table ends before the entry that is needed")
+}
+
+impl BlockBackend for View {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            len: self.len,
+            block_size: 512,
+            read_only: true,
+        }
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let end = offset.saturating_add(to_u64(buf.len()));
+        let mut at = offset;
+        let mut rest = buf;
+        let mut noted = false;
+        while !rest.is_empty() {
+            let run = self
+                .run_at(at, to_u64(rest.len()))
+                .map_err(|e| e.within(format!("qcow2 mapping of guest offset {at}")))?;
+            let len = to_usize(run.len).unwrap_or(usize::MAX).min(rest.len());
+            let Some((piece, tail)) = rest.split_at_mut_checked(len) else {
+                return Err(outside());
+            };
+            match run.mapping {
+                Mapping::Data { host } => self.source.read_data(host, piece)?,
+                Mapping::Zero { .. } => piece.fill(0),
+                Mapping::Unallocated => self.source.read_backing(at, piece)?,
+                Mapping::Compressed { host, len, within } => {
+                    if !noted {
+                        noted = true;
+                        self.decompress_soon(at.saturating_add(run.len), end);
+                        if let Some((from, to)) = self.note_read(offset, end) {
+                            self.decompress_soon(from, to);
+                        }
+                    }
+                    let cluster = self.source.compressed(host, len)?;
+                    let from = to_usize(within)
+                        .and_then(|w| crate::ondisk::bytes::slice(&cluster, w, piece.len()))
+                        .ok_or_else(outside)?;
+                    piece.copy_from_slice(from);
+                }
+            }
+            at = at.saturating_add(run.len);
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    fn extent_at(&self, offset: u64, len: u64) -> Result<Extent> {
+        let run = self.run_at(offset, len)?;
+        let plain = Extent::data(run.len);
+        // Only a cluster of the image itself has an offset in the image.
+        Ok(match run.mapping {
+            Mapping::Data { host } => Extent {
+                host_offset: Some(host),
+                ..plain
+            },
+            Mapping::Zero { host } => Extent {
+                kind: ExtentKind::Zero,
+                host_offset: host,
+                ..plain
+            },
+            Mapping::Compressed { .. } => Extent {
+                compressed: true,
+                ..plain
+            },
+            Mapping::Unallocated => match &self.source.backing {
+                Some(backing) if offset < backing.len() => {
+                    let below = backing
+                        .extent_at(offset, run.len.min(backing.len().saturating_sub(offset)))?;
+                    Extent {
+                        depth: below.depth.saturating_add(1),
+                        ..below
+                    }
+                }
+                _ => Extent::hole(run.len),
+            },
+        })
+    }
+
+    fn prefetch(&self, offset: u64, len: u64) {
+        let end = offset.saturating_add(len.min(READ_AHEAD.saturating_mul(2)));
+        let mut at = offset;
+        while at < end {
+            let Ok(run) = self.run_at(at, end.saturating_sub(at)) else {
+                return;
+            };
+            match run.mapping {
+                Mapping::Data { host } => self.source.data.prefetch(host, run.len),
+                Mapping::Compressed { .. } => {
+                    self.decompress_soon(at, at.saturating_add(run.len));
+                }
+                Mapping::Unallocated => {
+                    if let Some(backing) = &self.source.backing {
+                        backing.prefetch(at, run.len);
+                    }
+                }
+                Mapping::Zero { .. } => {}
+            }
+            at = at.saturating_add(run.len);
+        }
+    }
+}
