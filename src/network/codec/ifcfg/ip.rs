@@ -125,6 +125,11 @@ fn ipv4(
     for (ip, prefix) in &found {
         device.add_address(*ip, *prefix);
     }
+    if aliased && found.is_empty() {
+        // The aliases inherit it.
+        profile.mapped("PREFIX");
+        profile.mapped("NETMASK");
+    }
     let mut method = if found.is_empty() && !aliased {
         "none"
     } else {

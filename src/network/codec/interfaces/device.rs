@@ -443,6 +443,8 @@ impl Decoder {
                     ip.broadcast.push(option);
                     continue;
                 }
+                // After the addresses, so that the first address stays the first.
+                name if HOOKS.contains(&name) => continue,
                 _ => {
                     let state = self.option(reading, section, id, stanza, option, v6);
                     reading.mark(place.source, place.range.clone(), state);
@@ -461,6 +463,14 @@ impl Decoder {
         }
         self.method(reading, section, id, stanza, v6, &ip);
         self.addresses(reading, section, id, stanza, &ip);
+        for option in stanza
+            .options
+            .iter()
+            .filter(|o| HOOKS.contains(&o.name.as_str()))
+        {
+            let state = self.option(reading, section, id, stanza, option, v6);
+            reading.mark(option.place.source, option.place.range.clone(), state);
+        }
         if section == Section::Vlans {
             vlan_name(reading, id);
         }
