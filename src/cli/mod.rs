@@ -3,11 +3,15 @@
 //! | module | responsibility |
 //! |---|---|
 //! | [`args`] | the definition of the command line, from which help, manual and completions come |
+//! | [`entry`] | one file of the guest as text and as JSON |
 //! | [`exit`] | exit statuses |
 //! | [`failure`] | what a verb fails with: an error chain, an exit status, a hint |
+//! | [`glob`] | shell patterns |
 //! | [`output`] | stdout: text, tables, JSON, raw bytes; a broken pipe is success |
+//! | [`roots`] | the operating systems of a guest |
 //! | [`session`] | opens the guest and chooses the tree a verb looks at |
 //! | [`text`] | how modes, times, sizes and guest names are written |
+//! | [`walk`] | everything below a directory of the guest |
 //! | [`command`] | one file per verb |
 //!
 //! Text for people and `--json` for programs come from the same values. A string from a guest is
@@ -16,11 +20,15 @@
 
 pub mod args;
 pub mod command;
+pub mod entry;
 pub mod exit;
 pub mod failure;
+pub mod glob;
 pub mod output;
+pub mod roots;
 pub mod session;
 pub mod text;
+pub mod walk;
 
 use std::process::ExitCode;
 

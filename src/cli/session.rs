@@ -1,10 +1,16 @@
 //! Opens the guest and chooses the tree a verb looks at.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::sync::Arc;
 
 use super::args::{OpenArgs, ViewArgs};
-use super::failure::Outcome;
-use crate::guest::{Guest, GuestOptions, ImageArgument};
+use super::complain;
+use super::failure::{Context as _, Failure, Outcome};
+use crate::fs::FileType;
+use crate::guest::view::FollowFinal;
+use crate::guest::{Content, Guest, GuestOptions, GuestView, ImageArgument, Node};
+use crate::ondisk::text::printable;
 
 /// An opened guest.
 pub struct Session {
@@ -13,6 +19,9 @@ pub struct Session {
     /// How it was opened.
     pub options: GuestOptions,
 }
+
+/// An operating system's tree, named by its root volume.
+pub type Root = (String, GuestView);
 
 impl Session {
     /// Opens a set of images.
@@ -37,7 +46,183 @@ impl Session {
         let images = open.take_image(arguments)?;
         Self::open(open, &images)
     }
+
+    /// The tree the user chose: one volume by itself, an operating system's assembled tree, or,
+    /// if there is no operating system, the only filesystem.
+    ///
+    /// # Errors
+    /// If there is none such, or no telling which one is meant.
+    pub fn view(&self, choice: &ViewArgs) -> Outcome<GuestView> {
+        if let Some(name) = &choice.volume {
+            return self.volume(name);
+        }
+        let mut roots = super::roots::roots(&self.guest);
+        if let Some(wanted) = &choice.root {
+            let by_number = wanted.parse::<usize>().ok().and_then(|n| n.checked_sub(1));
+            let names = list(roots.iter().map(|(name, _)| name.as_str()));
+            let at = roots
+                .iter()
+                .position(|(name, _)| name == wanted)
+                .or(by_number.filter(|&n| n < roots.len()));
+            return at.map(|n| roots.swap_remove(n).1).ok_or_else(|| {
+                Failure::new(format!(
+                    "there is no operating system {:?}",
+                    printable(wanted.as_bytes())
+                ))
+                .with_hint(format!("operating systems found: {names}"))
+            });
+        }
+        if roots.len() > 1 {
+            let names = list(roots.iter().map(|(name, _)| name.as_str()));
+            return Err(
+                Failure::new(format!("several operating systems were found: {names}"))
+                    .with_hint("--root NAME chooses one, --volume NAME one filesystem by itself"),
+            );
+        }
+        if let Some((_, view)) = roots.pop() {
+            return Ok(view);
+        }
+        let filesystems: Vec<&str> = self.filesystems().map(|(name, _)| name).collect();
+        match filesystems.as_slice() {
+            [only] => self.volume(only),
+            [] => Err(self.nothing_to_see()),
+            names => Err(
+                Failure::new("no operating system was found").with_hint(format!(
+                    "--volume NAME chooses a filesystem: {}",
+                    list(names.iter().copied())
+                )),
+            ),
+        }
+    }
+
+    fn filesystems(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.guest
+            .volumes()
+            .iter()
+            .enumerate()
+            .filter(|(_, v)| matches!(v.content, Content::FileSystem(_)))
+            .map(|(n, v)| (v.name.as_str(), n))
+    }
+
+    fn volume(&self, name: &str) -> Outcome<GuestView> {
+        let found = self
+            .guest
+            .volumes()
+            .iter()
+            .enumerate()
+            .find(|(_, v)| v.name == name);
+        let Some((index, volume)) = found else {
+            let names = list(self.guest.volumes().iter().map(|v| v.name.as_str()));
+            let name = printable(name.as_bytes());
+            return Err(Failure::new(format!("there is no volume {name:?}"))
+                .with_hint(format!("volumes found: {names}")));
+        };
+        match &volume.content {
+            Content::FileSystem(fs) => Ok(GuestView::new(Arc::clone(fs), index)),
+            other => Err(Failure::new(why_closed(other)).within(name)),
+        }
+    }
+
+    fn nothing_to_see(&self) -> Failure {
+        let reasons: Vec<String> = self
+            .guest
+            .volumes()
+            .iter()
+            .map(|v| format!("{}: {}", v.name, why_closed(&v.content)))
+            .collect();
+        if reasons.is_empty() {
+            return Failure::new("no filesystem was found");
+        }
+        Failure::new(format!(
+            "no filesystem that can be read was found ({})",
+            reasons.join("; ")
+        ))
+    }
+
+    /// Says on stderr what is wrong with the images or inside them.
+    pub fn tell_problems(&self) {
+        for problem in self.guest.problems() {
+            complain(&format!("{}: {}", problem.subject, problem.message));
+        }
+    }
 }
 
-/// Stands for the choice of a tree until a verb asks for it.
-pub type View<'a> = &'a ViewArgs;
+/// Why a volume shows no files.
+pub fn why_closed(content: &Content) -> String {
+    match content {
+        Content::FileSystem(_) => "is open".into(),
+        Content::Recognised(s) => format!("{} is not something this version reads", s.kind),
+        Content::Failed { fs_type, reason } => format!("{fs_type}: {reason}"),
+        Content::Unknown => "nothing known in it".into(),
+    }
+}
+
+fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<&str> = names.collect();
+    if names.is_empty() {
+        return "none".into();
+    }
+    names.join(", ")
+}
+
+/// Guest paths as bytes; `/` if there are none.
+pub fn paths_or_root(arguments: Vec<OsString>) -> Vec<Vec<u8>> {
+    if arguments.is_empty() {
+        return vec![b"/".to_vec()];
+    }
+    arguments.into_iter().map(OsString::into_vec).collect()
+}
+
+/// Guest paths as bytes.
+///
+/// # Errors
+/// A wrong usage if there are none.
+pub fn some_paths(arguments: Vec<OsString>) -> Outcome<Vec<Vec<u8>>> {
+    if arguments.is_empty() {
+        return Err(Failure::usage("no path in the guest given"));
+    }
+    Ok(paths_or_root(arguments))
+}
+
+/// A walk with the path in the message.
+///
+/// # Errors
+/// As [`GuestView::resolve`].
+pub fn resolve(view: &GuestView, path: &[u8], follow: FollowFinal) -> Outcome<Node> {
+    view.resolve(path, follow).context(|| printable(path))
+}
+
+/// A directory's path and a name in it.
+pub fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = dir.to_vec();
+    if path.last() != Some(&b'/') {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}
+
+/// The last component of a path.
+pub fn base_name(path: &[u8]) -> &[u8] {
+    path.split(|&b| b == b'/')
+        .rfind(|part| !part.is_empty())
+        .unwrap_or_default()
+}
+
+/// Whether a node is a directory.
+///
+/// # Errors
+/// As [`GuestView::attributes`].
+pub fn is_dir(view: &GuestView, node: Node) -> crate::fs::Result<bool> {
+    Ok(view.attributes(node)?.file_type == FileType::Directory)
+}
+
+/// An argument that must be text.
+///
+/// # Errors
+/// A wrong usage if it is not UTF-8.
+pub fn text_argument(argument: &OsString) -> Outcome<&str> {
+    argument
+        .to_str()
+        .ok_or_else(|| Failure::usage(format!("{} is not text", printable(argument.as_bytes()))))
+}

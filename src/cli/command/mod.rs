@@ -1,8 +1,17 @@
 //! One file per verb: its arguments and what it does.
 
+pub mod capabilities;
+pub mod cat;
+pub mod filesystems;
+pub mod find;
 pub mod generate;
+pub mod info;
+pub mod ls;
+pub mod map;
 pub mod mount;
 mod mount_contents;
+pub mod network;
+pub mod stat;
 pub mod umount;
 
 use clap::Subcommand;
@@ -19,6 +28,26 @@ pub enum Command {
     /// Unmount; returns when everything is released
     #[command(visible_alias = "unmount")]
     Umount(umount::UmountArgs),
+    /// List directories
+    Ls(ls::LsArgs),
+    /// Write files to stdout
+    Cat(cat::CatArgs),
+    /// Show owner, mode, times, extended attributes of files
+    Stat(stat::StatArgs),
+    /// Find files by name and type
+    Find(find::FindArgs),
+    /// Show images, backing chains, snapshots, partitions
+    Info(info::InfoArgs),
+    /// Show the guest's network configuration
+    Network(network::NetworkArgs),
+    /// List volumes and what they hold
+    Filesystems(filesystems::FilesystemsArgs),
+    /// Show how full filesystems are
+    Df(filesystems::FilesystemsArgs),
+    /// Show where a disk or file holds data and where holes
+    Map(map::MapArgs),
+    /// Show what this build can do
+    Capabilities(capabilities::CapabilitiesArgs),
     /// Write manual pages or shell completions
     #[command(hide = true)]
     Generate(generate::GenerateArgs),
@@ -29,10 +58,19 @@ pub enum Command {
 /// # Errors
 /// If it could not be done.
 pub fn run(command: Command, log: &LogArgs, out: &mut Output) -> Outcome {
-    let _ = log;
     match command {
         Command::Mount(args) => mount::run(&args, log),
         Command::Umount(args) => umount::run(&args),
+        Command::Ls(args) => ls::run(&args, out),
+        Command::Cat(args) => cat::run(&args, out),
+        Command::Stat(args) => stat::run(&args, out),
+        Command::Find(args) => find::run(&args, out),
+        Command::Info(args) => info::run(&args, out),
+        Command::Network(args) => network::run(&args, out),
+        Command::Filesystems(args) => filesystems::list(&args, out),
+        Command::Df(args) => filesystems::usage(&args, out),
+        Command::Map(args) => map::run(&args, out),
+        Command::Capabilities(args) => capabilities::run(&args, out),
         Command::Generate(args) => generate::run(&args, out),
     }
 }

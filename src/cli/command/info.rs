@@ -1,0 +1,174 @@
+//! `guestlens info`: the images, their chains, their disks and partitions.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::cli::args::OpenArgs;
+use crate::cli::exit::Exit;
+use crate::cli::failure::Outcome;
+use crate::cli::output::Output;
+use crate::cli::session::Session;
+use crate::cli::text::{self, host_path};
+use crate::formats::Image;
+use crate::fs::Timestamp;
+use crate::guest::Disk;
+use crate::limits;
+use crate::ondisk::text::printable;
+
+/// Arguments of `info`.
+#[derive(Args, Debug)]
+pub struct InfoArgs {
+    /// Images; several are sda, sdb, … of one guest
+    #[arg(value_name = "IMAGE")]
+    pub images: Vec<PathBuf>,
+
+    /// One JSON document; each image has the field names of `qemu-img info --output=json`
+    #[arg(long)]
+    pub json: bool,
+
+    /// How the images are opened.
+    #[command(flatten)]
+    pub open: OpenArgs,
+}
+
+/// Tells.
+///
+/// # Errors
+/// If an image cannot be opened.
+pub fn run(args: &InfoArgs, out: &mut Output) -> Outcome {
+    let session = Session::open(&args.open, &args.open.all_images(&args.images)?)?;
+    if args.json {
+        let disks: Vec<Value> = session.guest.disks().iter().map(disk_json).collect();
+        out.json(&json!({ "disks": disks, "problems": session.guest.problems() }))?;
+        return Ok(Exit::Done);
+    }
+    for disk in session.guest.disks() {
+        disk_text(disk, out)?;
+    }
+    session.tell_problems();
+    Ok(Exit::Done)
+}
+
+/// The image and what it stands on, from the top.
+fn chain(image: &Arc<dyn Image>) -> Vec<Arc<dyn Image>> {
+    let mut images = vec![Arc::clone(image)];
+    let mut here = Arc::clone(image);
+    while images.len() <= limits::MAX_CHAIN_DEPTH {
+        let Some(next) = here.backing().cloned() else {
+            break;
+        };
+        images.push(Arc::clone(&next));
+        here = next;
+    }
+    images
+}
+
+fn disk_json(disk: &Disk) -> Value {
+    let mut object = serde_json::Map::new();
+    object.insert("name".into(), json!(disk.name));
+    object.insert("size".into(), json!(disk.device.len()));
+    object.insert("table".into(), json!(disk.table));
+    let images: Vec<Value> = chain(&disk.image)
+        .iter()
+        .map(|image| {
+            let info = image.info();
+            // A path that is not UTF-8 cannot be serialised as text.
+            let mut info = info.clone();
+            info.filename = PathBuf::from(info.filename.to_string_lossy().into_owned());
+            info.full_backing_filename = info
+                .full_backing_filename
+                .map(|p| PathBuf::from(p.to_string_lossy().into_owned()));
+            json!(info)
+        })
+        .collect();
+    object.insert("chain".into(), images.into());
+    object.into()
+}
+
+fn disk_text(disk: &Disk, out: &mut Output) -> Outcome<()> {
+    for (depth, image) in chain(&disk.image).iter().enumerate() {
+        let info = image.info();
+        if depth == 0 {
+            out.line(format!("{}: {}", disk.name, host_path(&info.filename)))?;
+        } else {
+            out.line(format!("  backing {depth}: {}", host_path(&info.filename)))?;
+        }
+        let how = if info.format_detected {
+            " (detected)"
+        } else {
+            ""
+        };
+        out.line(format!("  format: {}{how}", info.format))?;
+        out.line(format!(
+            "  virtual size: {} ({} bytes), on disk: {}",
+            text::size(info.virtual_size),
+            info.virtual_size,
+            text::size(info.actual_size)
+        ))?;
+        if let Some(cluster) = info.cluster_size {
+            out.line(format!("  cluster size: {cluster}"))?;
+        }
+        if let Some(backing) = &info.backing_filename {
+            out.line(format!("  backing file: {}", printable(backing.as_bytes())))?;
+        }
+        for (mark, text) in [
+            (info.dirty_flag, "was not closed properly"),
+            (info.live, "a running guest may be writing to it"),
+            (info.encrypted, "encrypted"),
+        ] {
+            if mark {
+                out.line(format!("  {text}"))?;
+            }
+        }
+        for warning in &info.warnings {
+            out.line(format!("  warning: {}", text::one_line(warning)))?;
+        }
+        if !info.snapshots.is_empty() {
+            out.line("  snapshots:")?;
+            let rows: Vec<Vec<String>> = info
+                .snapshots
+                .iter()
+                .map(|s| {
+                    let secs = i64::try_from(s.date_sec).unwrap_or(i64::MAX);
+                    vec![
+                        format!("    {}", printable(s.id.as_bytes())),
+                        printable(s.name.as_bytes()),
+                        text::size(s.vm_state_size),
+                        text::time(Timestamp { secs, nanos: 0 }),
+                    ]
+                })
+                .collect();
+            out.table(&["    ID", "Name", "State", "Date"], &["State"], &rows)?;
+        }
+    }
+    if let Some(table) = &disk.table {
+        let kind = json!(table.kind);
+        let kind = kind.as_str().unwrap_or("?");
+        out.line(format!(
+            "  {kind} partition table, {}-byte sectors",
+            table.sector_size
+        ))?;
+        let rows: Vec<Vec<String>> = table
+            .partitions
+            .iter()
+            .map(|p| {
+                vec![
+                    format!("    {}{}", disk.name, p.number),
+                    p.start.to_string(),
+                    text::size(p.len),
+                    printable(p.type_id.as_bytes()),
+                    printable(p.label.as_bytes()),
+                ]
+            })
+            .collect();
+        out.table(
+            &["    Name", "Start", "Size", "Type", "Label"],
+            &["Start", "Size"],
+            &rows,
+        )?;
+    }
+    Ok(())
+}
