@@ -14,8 +14,8 @@ pub fn roots(guest: &Guest) -> Vec<Root> {
                 return None;
             };
             let view = GuestView::new(fs.clone(), index);
-            let looks_like_one = view.is_dir(b"/etc")
-                && (view.is_file(b"/etc/os-release") || view.is_file(b"/etc/fstab"));
+            let looks_like_one =
+                view.is_dir(b"/etc") && (view.is_dir(b"/usr") || view.is_dir(b"/bin"));
             if !looks_like_one {
                 return None;
             }

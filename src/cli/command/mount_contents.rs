@@ -4,22 +4,16 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
 
-use crate::guest::{Content, Guest, GuestView};
+use crate::guest::{Content, Guest};
 use crate::meta::network::{self, NetworkMeta};
 use crate::tree::layout::{MetaFile, Roots};
 
 /// The trees of a guest's operating systems.
 pub fn roots(guest: &Guest) -> Roots {
-    let mut roots = Vec::new();
-    for (index, volume) in guest.volumes().iter().enumerate() {
-        if let Content::FileSystem(fs) = &volume.content {
-            let view = GuestView::new(Arc::clone(fs), index);
-            if view.is_dir(b"/etc") && (view.is_dir(b"/usr") || view.is_dir(b"/bin")) {
-                roots.push((volume.name.clone(), Arc::new(view)));
-            }
-        }
-    }
-    roots
+    crate::cli::roots::roots(guest)
+        .into_iter()
+        .map(|(name, view)| (name, Arc::new(view)))
+        .collect()
 }
 
 type NetworkPart = fn(&NetworkMeta) -> Vec<u8>;
