@@ -12,6 +12,7 @@ pub mod mount;
 mod mount_contents;
 pub mod network;
 pub mod stat;
+pub mod tar_out;
 pub mod umount;
 
 use clap::Subcommand;
@@ -48,6 +49,8 @@ pub enum Command {
     Map(map::MapArgs),
     /// Show what this build can do
     Capabilities(capabilities::CapabilitiesArgs),
+    /// Write a part of the guest as a tar archive
+    TarOut(tar_out::TarOutArgs),
     /// Write manual pages or shell completions
     #[command(hide = true)]
     Generate(generate::GenerateArgs),
@@ -71,6 +74,7 @@ pub fn run(command: Command, log: &LogArgs, out: &mut Output) -> Outcome {
         Command::Df(args) => filesystems::usage(&args, out),
         Command::Map(args) => map::run(&args, out),
         Command::Capabilities(args) => capabilities::run(&args, out),
+        Command::TarOut(args) => tar_out::run(&args, out),
         Command::Generate(args) => generate::run(&args, out),
     }
 }
