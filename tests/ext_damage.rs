@@ -314,3 +314,65 @@ fn cookies_resume_anywhere() {
         }
     }
 }
+
+#[test]
+fn encrypted_files_need_a_key_but_can_be_seen() {
+    let dir = workdir();
+    let path = image(dir.path(), "-O encrypt,metadata_csum");
+    // The flags a kernel sets on what it encrypts; the content is what a reader without the key
+    // would have to take for cipher text.
+    debugfs(
+        &path,
+        "set_inode_field /fine flags 0x80800\nset_inode_field /link flags 0x800\n\
+         set_inode_field /d flags 0x81800\n",
+    );
+    let fs = open(&path);
+    let ino = |name: &[u8]| fs.lookup(fs.root(), name).unwrap();
+    let error = fs.read_at(ino(b"fine"), 0, &mut [0; 4]).unwrap_err();
+    assert_eq!(error.kind(), FsErrorKind::NoKey);
+    assert_eq!(
+        fs.read_link(ino(b"link")).unwrap_err().kind(),
+        FsErrorKind::NoKey
+    );
+    assert_eq!(fs.attributes(ino(b"fine")).unwrap().size, 4);
+    let mut shown = Vec::new();
+    fs.read_dir(ino(b"d"), 0, &mut |entry| {
+        shown.push((entry.name.to_vec(), entry.ino));
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(shown.len(), 400);
+    for (name, target) in shown {
+        assert!(
+            name.iter()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
+        );
+        assert_eq!(fs.lookup(ino(b"d"), &name).unwrap(), target);
+    }
+}
+
+#[test]
+fn fast_commits_are_reported() {
+    if !support::is_root() {
+        support::skip!("leaving a journal dirty needs a mount by the kernel");
+    }
+    let dir = workdir();
+    shell(
+        dir.path(),
+        r#"truncate -s 64M live; mke2fs -F -q -t ext4 -O fast_commit -b 4096 live; mkdir m; mount -o loop live m
+trap 'umount m' EXIT
+echo one > m/one; sync -f m
+for i in 1 2 3; do echo $i > m/f$i; python3 -c "import os; f=os.open('m/f$i', os.O_RDWR); os.fsync(f)"; done
+cp --sparse=always live img"#,
+    );
+    let fs = open(&dir.path().join("img"));
+    let info = fs.info();
+    assert!(
+        info.notices
+            .iter()
+            .any(|notice| notice.contains("fast-commit")),
+        "{:?}",
+        info.notices
+    );
+    fs.lookup(fs.root(), b"one").unwrap();
+}
