@@ -16,7 +16,7 @@ use std::sync::Arc;
 use super::namespace::Tree;
 use super::node::NodeId;
 use crate::fs::{FsError, FsErrorKind, Result};
-use crate::guest::{Content, Guest, GuestOptions, GuestView};
+use crate::guest::{Content, Guest, GuestOptions, GuestView, Problem};
 
 /// A file of `meta/`.
 pub struct MetaFile {
@@ -28,8 +28,18 @@ pub struct MetaFile {
     pub make: super::inodes::Make,
 }
 
-/// A guest's operating systems: name of the root volume, and the tree.
-pub type Roots = Vec<(String, Arc<GuestView>)>;
+/// One operating system of a guest.
+pub struct Root {
+    /// Name of its root volume.
+    pub name: String,
+    /// Its tree.
+    pub view: Arc<GuestView>,
+    /// What could not be followed when the tree was put together.
+    pub problems: Vec<Problem>,
+}
+
+/// A guest's operating systems.
+pub type Roots = Vec<Root>;
 
 /// Lists the files of `meta/`.
 pub type MetaFiles = Arc<dyn Fn(&Arc<Guest>, &Roots, Option<&str>) -> Vec<MetaFile> + Send + Sync>;
@@ -80,13 +90,13 @@ impl Layout {
     ) -> Result<()> {
         let roots = (self.roots)(guest);
         match roots.first() {
-            Some((_, view)) => tree.add_view(parent, b"fs", Arc::clone(view))?,
+            Some(root) => tree.add_view(parent, b"fs", Arc::clone(&root.view))?,
             None => tree.add_directory(parent, b"fs")?,
         };
         if roots.len() > 1 {
             let directory = tree.add_directory(parent, b"roots")?;
-            for (name, view) in &roots {
-                tree.add_view(directory, &file_name(name), Arc::clone(view))?;
+            for root in &roots {
+                tree.add_view(directory, &file_name(&root.name), Arc::clone(&root.view))?;
             }
         }
         let volumes = tree.add_directory(parent, b"volumes")?;

@@ -4,16 +4,31 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
 
-use crate::guest::{Content, Guest};
+use crate::guest::mounts::assemble;
+use crate::guest::{Content, Guest, GuestView};
 use crate::meta::network::{self, NetworkMeta};
-use crate::tree::layout::{MetaFile, Roots};
+use crate::tree::layout::{MetaFile, Root, Roots};
 
-/// The trees of a guest's operating systems.
+/// The trees of a guest's operating systems: of every filesystem that looks like a root, with its
+/// fstab followed.
 pub fn roots(guest: &Guest) -> Roots {
-    crate::cli::roots::roots(guest)
-        .into_iter()
-        .map(|(name, view)| (name, Arc::new(view)))
-        .collect()
+    let mut roots = Vec::new();
+    for (index, volume) in guest.volumes().iter().enumerate() {
+        let Content::FileSystem(fs) = &volume.content else {
+            continue;
+        };
+        let alone = GuestView::new(Arc::clone(fs), index);
+        // With /usr on a volume of its own, bin is still a link or a directory.
+        let is_root = alone.is_dir(b"/etc") && (alone.is_dir(b"/usr") || alone.is_dir(b"/bin"));
+        if is_root && let Some(assembled) = assemble(guest, index) {
+            roots.push(Root {
+                name: volume.name.clone(),
+                view: Arc::new(assembled.view),
+                problems: assembled.problems,
+            });
+        }
+    }
+    roots
 }
 
 type NetworkPart = fn(&NetworkMeta) -> Vec<u8>;
@@ -28,7 +43,7 @@ pub fn meta(guest: &Arc<Guest>, roots: &Roots, snapshot: Option<&str>) -> Vec<Me
             make,
         });
     };
-    if let Some((_, view)) = roots.first() {
+    if let Some(Root { view, .. }) = roots.first() {
         let made: Arc<OnceLock<NetworkMeta>> = Arc::default();
         let parts: [(&'static str, NetworkPart); 4] = [
             ("network", |n| n.yaml.clone().into_bytes()),
@@ -64,7 +79,10 @@ pub fn meta(guest: &Arc<Guest>, roots: &Roots, snapshot: Option<&str>) -> Vec<Me
         add(text, 0o444, Box::new(move || lines(&copy)));
         add(json, 0o444, Box::new(move || pretty(&value)));
     }
-    let problems = guest.problems().to_vec();
+    let mut problems = guest.problems().to_vec();
+    for root in roots {
+        problems.extend(root.problems.iter().cloned());
+    }
     let copy = problems.clone();
     add(
         "problems",
