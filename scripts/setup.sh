@@ -10,7 +10,9 @@
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 export PATH
 
-# command, Debian package(s), RPM package(s), groups. "-" where a family has no package.
+# command, Debian package(s), RPM package(s), groups. "-" where a family has no package, and so does
+# without the command. python3:MODULE is a module of the
+# distribution's own Python.
 # A command marked with ? is used if it is there; nothing fails without it.
 TOOLS='
 cc                  gcc,libc6-dev           gcc                     build
@@ -30,6 +32,8 @@ rsync               rsync                   rsync                   test
 git                 git                     git                     test
 strace?             strace                  strace                  test
 python3             python3                 python3                 test,bench
+python3:yaml        python3-yaml            python3-pyyaml          test
+ifquery             ifupdown                -                       test
 setpriv             util-linux              util-linux              test
 losetup             mount                   util-linux              test,bench
 fuse2fs?            fuse2fs                 fuse2fs                 bench
@@ -39,7 +43,12 @@ zstd                zstd                    zstd                    bench
 
 say() { printf '%s\n' "$*" >&2; }
 
-have() { command -v "$1" >/dev/null 2>&1; }
+have() {
+    case $1 in
+    python3:*) /usr/bin/python3 -c "import ${1#*:}" >/dev/null 2>&1 ;;
+    *) command -v "$1" >/dev/null 2>&1 ;;
+    esac
+}
 
 # The way to become root, as a command prefix in AS_ROOT; 1 if there is none.
 find_root() {
@@ -103,7 +112,7 @@ missing_tools() {
                 if ! have "$name"; then
                     package=$deb
                     [ "$(package_family)" = rpm ] && package=$rpm
-                    echo "$name $package"
+                    [ "$package" = - ] || echo "$name $package"
                 fi
                 break
                 ;;
@@ -118,12 +127,12 @@ setup_tools() {
     required=$(missing_tools required "$@")
     optional=$(missing_tools optional "$@")
     if [ -n "$required" ]; then
-        mapfile -t packages < <(awk '$2 != "-" { gsub(",", "\n", $2); print $2 }' <<<"$required" | sort -u)
+        mapfile -t packages < <(awk '{ gsub(",", "\n", $2); print $2 }' <<<"$required" | sort -u)
         install_packages "${packages[@]}" || true
     fi
     if [ -n "$optional" ]; then
         # One by one: what a distribution does not have must not keep the rest away.
-        mapfile -t packages < <(awk '$2 != "-" { print $2 }' <<<"$optional" | sort -u)
+        mapfile -t packages < <(awk '{ print $2 }' <<<"$optional" | sort -u)
         for package in "${packages[@]}"; do
             install_packages "$package" || true
         done
