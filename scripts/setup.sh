@@ -11,8 +11,7 @@ PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 export PATH
 
 # command, Debian package(s), RPM package(s), groups. "-" where a family has no package, and so does
-# without the command. python3:MODULE is a module of the
-# distribution's own Python.
+# without the command. python3:MODULE is a module of the distribution's own Python.
 # A command marked with ? is used if it is there; nothing fails without it.
 TOOLS='
 cc                  gcc,libc6-dev           gcc                     build
