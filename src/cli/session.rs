@@ -21,7 +21,7 @@ pub struct Session {
 }
 
 /// An operating system's tree, named by its root volume.
-pub type Root = (String, GuestView);
+pub type Root = (String, Arc<GuestView>);
 
 impl Session {
     /// Opens a set of images.
@@ -52,7 +52,7 @@ impl Session {
     ///
     /// # Errors
     /// If there is none such, or no telling which one is meant.
-    pub fn view(&self, choice: &ViewArgs) -> Outcome<GuestView> {
+    pub fn view(&self, choice: &ViewArgs) -> Outcome<Arc<GuestView>> {
         if let Some(name) = &choice.volume {
             return self.volume(name);
         }
@@ -104,7 +104,7 @@ impl Session {
             .map(|(n, v)| (v.name.as_str(), n))
     }
 
-    fn volume(&self, name: &str) -> Outcome<GuestView> {
+    fn volume(&self, name: &str) -> Outcome<Arc<GuestView>> {
         let found = self
             .guest
             .volumes()
@@ -118,7 +118,7 @@ impl Session {
                 .with_hint(format!("volumes found: {names}")));
         };
         match &volume.content {
-            Content::FileSystem(fs) => Ok(GuestView::new(Arc::clone(fs), index)),
+            Content::FileSystem(fs) => Ok(Arc::new(GuestView::new(Arc::clone(fs), index))),
             other => Err(Failure::new(why_closed(other)).within(name)),
         }
     }

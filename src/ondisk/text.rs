@@ -35,6 +35,12 @@ fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
+/// Whether a character is shown as itself and leaves its neighbours alone: no control character, no
+/// invisible one.
+pub fn is_plain(c: char) -> bool {
+    !c.is_control() && !is_invisible(c)
+}
+
 /// A fixed-size name field: the bytes before the first NUL.
 pub fn until_nul(field: &[u8]) -> &[u8] {
     field.split(|&b| b == 0).next().unwrap_or_default()

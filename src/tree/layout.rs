@@ -16,7 +16,8 @@ use std::sync::Arc;
 use super::namespace::Tree;
 use super::node::NodeId;
 use crate::fs::{FsError, FsErrorKind, Result};
-use crate::guest::{Content, Guest, GuestOptions, GuestView, Problem};
+use crate::guest::{Content, Guest, GuestOptions, GuestView};
+use crate::inspect::System;
 
 /// A file of `meta/`.
 pub struct MetaFile {
@@ -28,18 +29,8 @@ pub struct MetaFile {
     pub make: super::inodes::Make,
 }
 
-/// One operating system of a guest.
-pub struct Root {
-    /// Name of its root volume.
-    pub name: String,
-    /// Its tree.
-    pub view: Arc<GuestView>,
-    /// What could not be followed when the tree was put together.
-    pub problems: Vec<Problem>,
-}
-
 /// A guest's operating systems.
-pub type Roots = Vec<Root>;
+pub type Roots = Arc<Vec<System>>;
 
 /// Lists the files of `meta/`.
 pub type MetaFiles = Arc<dyn Fn(&Arc<Guest>, &Roots, Option<&str>) -> Vec<MetaFile> + Send + Sync>;
@@ -95,7 +86,7 @@ impl Layout {
         };
         if roots.len() > 1 {
             let directory = tree.add_directory(parent, b"roots")?;
-            for root in &roots {
+            for root in roots.iter() {
                 tree.add_view(directory, &file_name(&root.name), Arc::clone(&root.view))?;
             }
         }

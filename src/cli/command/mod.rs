@@ -6,6 +6,7 @@ pub mod filesystems;
 pub mod find;
 pub mod generate;
 pub mod info;
+pub mod inspect;
 pub mod ls;
 pub mod map;
 pub mod mount;
@@ -39,6 +40,8 @@ pub enum Command {
     Find(find::FindArgs),
     /// Show images, backing chains, snapshots, partitions
     Info(info::InfoArgs),
+    /// Show who the guest is: distribution, version, host name, …
+    Inspect(inspect::InspectArgs),
     /// Show the guest's network configuration
     Network(network::NetworkArgs),
     /// List volumes and what they hold
@@ -69,6 +72,7 @@ pub fn run(command: Command, log: &LogArgs, out: &mut Output) -> Outcome {
         Command::Stat(args) => stat::run(&args, out),
         Command::Find(args) => find::run(&args, out),
         Command::Info(args) => info::run(&args, out),
+        Command::Inspect(args) => inspect::run(&args, out),
         Command::Network(args) => network::run(&args, out),
         Command::Filesystems(args) => filesystems::list(&args, out),
         Command::Df(args) => filesystems::usage(&args, out),

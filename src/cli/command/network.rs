@@ -52,7 +52,8 @@ pub struct NetworkArgs {
 /// If the guest cannot be opened.
 pub fn run(args: &NetworkArgs, out: &mut Output) -> Outcome {
     let session = Session::open(&args.open, &args.open.all_images(&args.images)?)?;
-    let meta = network::render(&session.view(&args.view)?);
+    let view = session.view(&args.view)?;
+    let meta = network::render(&view);
     if args.json {
         out.json(&meta.json)?;
     } else {
