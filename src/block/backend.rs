@@ -24,6 +24,11 @@ pub trait BlockBackend: Send + Sync {
     /// The device's properties; constant for the life of the backend.
     fn geometry(&self) -> Geometry;
 
+    /// Size in bytes now, where that can have grown since `geometry` was asked.
+    fn current_len(&self) -> u64 {
+        self.geometry().len
+    }
+
     /// Fills `buf` from `offset`.
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
 

@@ -107,6 +107,18 @@ impl BlockDevice {
         })
     }
 
+    /// The same device as long as it is now, if the file behind it has grown since it was opened
+    /// (a running guest's image does); a window stays as it is.
+    #[must_use]
+    pub fn remeasured(&self) -> Self {
+        let now = self.backend.current_len();
+        let whole = self.start == 0 && self.len == self.backend.geometry().len;
+        Self {
+            len: if whole { now.max(self.len) } else { self.len },
+            ..self.clone()
+        }
+    }
+
     /// Fills `buf` from `offset`.
     ///
     /// # Errors

@@ -29,26 +29,12 @@ impl FileBackend {
         let metadata = file
             .metadata()
             .map_err(|e| BlockError::io("cannot examine the file", e))?;
-        let kind = metadata.file_type();
-        let len = if kind.is_file() {
-            metadata.size()
-        } else if kind.is_block_device() {
-            // A block device's size is where its end is.
-            let end = lseek(file.as_fd(), 0, Whence::SeekEnd)
-                .map_err(|e| BlockError::io("cannot measure the block device", e.into()))?;
-            u64::try_from(end).map_err(|_| BlockError::damaged("a negative device size"))?
-        } else {
-            return Err(BlockError::new(
-                BlockErrorKind::Unsupported,
-                "neither a regular file nor a block device",
-            ));
-        };
         Ok(Self {
+            len: measure(&file)?,
             file,
-            len,
             block_size: 512,
             read_only,
-            regular: kind.is_file(),
+            regular: metadata.file_type().is_file(),
         })
     }
 
@@ -67,6 +53,27 @@ impl FileBackend {
     }
 }
 
+/// Size of a regular file or block device in bytes.
+fn measure(file: &File) -> Result<u64> {
+    let metadata = file
+        .metadata()
+        .map_err(|e| BlockError::io("cannot examine the file", e))?;
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        Ok(metadata.size())
+    } else if kind.is_block_device() {
+        // A block device's size is where its end is.
+        let end = lseek(file.as_fd(), 0, Whence::SeekEnd)
+            .map_err(|e| BlockError::io("cannot measure the block device", e.into()))?;
+        u64::try_from(end).map_err(|_| BlockError::damaged("a negative device size"))
+    } else {
+        Err(BlockError::new(
+            BlockErrorKind::Unsupported,
+            "neither a regular file nor a block device",
+        ))
+    }
+}
+
 impl BlockBackend for FileBackend {
     fn geometry(&self) -> Geometry {
         Geometry {
@@ -76,12 +83,17 @@ impl BlockBackend for FileBackend {
         }
     }
 
+    fn current_len(&self) -> u64 {
+        measure(&self.file).unwrap_or(self.len)
+    }
+
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.file.read_exact_at(buf, offset).map_err(|e| {
-            BlockError::io(
-                format!("cannot read {} bytes at {offset} of the file", buf.len()),
-                e,
-            )
+            let mut what = format!("cannot read {} bytes at {offset} of the file", buf.len());
+            if e.kind() == std::io::ErrorKind::UnexpectedEof {
+                what.push_str(", which has become shorter since it was opened");
+            }
+            BlockError::io(what, e)
         })
     }
 

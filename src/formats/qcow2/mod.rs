@@ -5,6 +5,7 @@
 //! | [`header`] | header and extensions, validated |
 //! | [`layout`] | table geometry; what an L2 entry says |
 //! | [`view`] | one readable content: lookup, reading, read-ahead |
+//! | [`live`] | how long what was read of a running guest's tables counts |
 //! | [`decompress`] | compressed clusters and the worker threads |
 //! | [`snapshot`] | the snapshot table |
 //!
@@ -15,6 +16,7 @@
 pub mod decompress;
 pub mod header;
 pub mod layout;
+pub mod live;
 pub mod snapshot;
 pub mod view;
 
@@ -24,12 +26,13 @@ use serde_json::json;
 
 use self::header::Header;
 use self::layout::Compression;
+use self::live::{CacheIds, LiveTables};
 use self::snapshot::Snapshot;
 use self::view::{Source, View};
 use super::api::{Image, ImageInfo};
 use super::error::{FormatError, FormatErrorKind, Result};
 use crate::block::BlockDevice;
-use crate::block::cache::{ClusterCache, SourceId};
+use crate::block::cache::ClusterCache;
 use crate::ondisk::text::printable;
 
 /// What an image refers to, opened by the caller as policy allows.
@@ -98,8 +101,8 @@ pub fn open_device(
         layout: header.layout,
         backing: references.backing.as_ref().map(|b| b.device()),
         cache,
-        tables: SourceId::fresh(),
-        clusters: SourceId::fresh(),
+        ids: CacheIds::fresh(),
+        live: info.live.then(|| LiveTables::new(header)),
     });
     let view = View::new(Arc::clone(&source), header.l1_offset, header.size);
     Ok(Qcow2Image {

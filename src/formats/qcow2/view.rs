@@ -3,6 +3,10 @@
 //! Table slices and decompressed clusters live in the process-wide cluster cache, under two
 //! identities per image; nothing else is kept, so an image costs the same whatever its size. No
 //! lock is held during I/O or decompression.
+//!
+//! What the host file has past the end it had when it was opened is found, because the file is
+//! measured again before anything is said to lie outside. A plain cluster past the end reads as
+//! zeroes, as in QEMU; a table or compressed cluster there is damage.
 
 use std::sync::{Arc, Weak};
 
@@ -10,8 +14,11 @@ use parking_lot::Mutex;
 
 use super::decompress;
 use super::layout::{Layout, Mapping, OFFSET_MASK, Run};
-use crate::block::cache::{Cluster, ClusterCache, SourceId};
-use crate::block::{BlockBackend, BlockDevice, BlockError, Extent, ExtentKind, Geometry, Result};
+use super::live::{CacheIds, LiveTables};
+use crate::block::cache::{Cluster, ClusterCache};
+use crate::block::{
+    BlockBackend, BlockDevice, BlockError, BlockErrorKind, Extent, ExtentKind, Geometry, Result,
+};
 use crate::ondisk::bytes::be64;
 use crate::ondisk::units::{to_u64, to_usize};
 
@@ -36,22 +43,40 @@ pub struct Source {
     pub backing: Option<BlockDevice>,
     /// Slices and clusters.
     pub cache: Arc<ClusterCache>,
-    /// Identity of table slices in the cache.
-    pub tables: SourceId,
-    /// Identity of decompressed clusters in the cache.
-    pub clusters: SourceId,
+    /// Identities in the cache, where nobody changes the image.
+    pub ids: CacheIds,
+    /// What replaces them where somebody may.
+    pub live: Option<LiveTables>,
 }
 
 impl Source {
+    /// What slices and clusters read now are cached under.
+    fn ids(&self) -> Result<CacheIds> {
+        match &self.live {
+            None => Ok(self.ids),
+            Some(live) => live.ids(&self.file),
+        }
+    }
+
+    /// In a live image, damage may only mean that it changed between two reads.
+    fn explain(&self, error: BlockError) -> BlockError {
+        if self.live.is_some() && error.kind() == BlockErrorKind::Damaged {
+            return error.within(
+                "the image may have changed while it was read (it was opened live); try again",
+            );
+        }
+        error
+    }
+
     /// The slice of a table that holds host offset `at`, and where `at` is in it.
     fn slice(&self, at: u64) -> Result<(Cluster, usize)> {
         let size = self.layout.slice_bytes();
         let within = at & size.wrapping_sub(1);
         let start = at.saturating_sub(within);
-        let slice = self.cache.get_or_load(self.tables, start, || {
+        let slice = self.cache.get_or_load(self.ids()?.tables, start, || {
             let mut slice = zeroed(size)?;
             let buf = Arc::get_mut(&mut slice).ok_or_else(shared)?;
-            if self.file.read_some_at(start, buf)? == 0 {
+            if read_present(&self.file, start, buf)? == 0 {
                 return Err(BlockError::damaged(format!(
                     "a table at {at} is outside the file"
                 )));
@@ -62,18 +87,17 @@ impl Source {
     }
 
     fn compressed(&self, host: u64, len: u64) -> Result<Cluster> {
-        self.cache.get_or_load(self.clusters, host, || {
+        self.cache.get_or_load(self.ids()?.clusters, host, || {
             // The last sector the entry counts may be cut off by the end of the file.
-            let len = len.min(self.file.len().saturating_sub(host));
+            let file = self.file.remeasured();
+            let len = len.min(file.len().saturating_sub(host));
             if len == 0 {
                 return Err(BlockError::damaged(format!(
                     "a compressed cluster at {host} is outside the file"
                 )));
             }
             // At most two clusters: the length field has cluster_bits - 8 bits, in sectors.
-            let input = self
-                .file
-                .read_vec(host, to_usize(len).unwrap_or(usize::MAX))?;
+            let input = file.read_vec(host, to_usize(len).unwrap_or(usize::MAX))?;
             let mut cluster = zeroed(self.layout.cluster_size())?;
             let buf = Arc::get_mut(&mut cluster).ok_or_else(shared)?;
             decompress::decode(self.layout.compression, &input, buf)
@@ -83,13 +107,7 @@ impl Source {
     }
 
     fn read_data(&self, host: u64, buf: &mut [u8]) -> Result<()> {
-        if host >= self.data.len() && !self.layout.external_data {
-            return Err(BlockError::damaged(format!(
-                "a cluster at {host} is outside the file"
-            )));
-        }
-        // A file may end inside its last cluster; the rest reads as zeroes, as in QEMU.
-        let read = self.data.read_some_at(host, buf)?;
+        let read = read_present(&self.data, host, buf)?;
         buf.get_mut(read..).unwrap_or_default().fill(0);
         Ok(())
     }
@@ -102,6 +120,19 @@ impl Source {
         buf.get_mut(read..).unwrap_or_default().fill(0);
         Ok(())
     }
+}
+
+/// Reads as much as the file has now; returns the number of bytes.
+fn read_present(file: &BlockDevice, at: u64, buf: &mut [u8]) -> Result<usize> {
+    let read = file.read_some_at(at, buf)?;
+    if read == buf.len() {
+        return Ok(read);
+    }
+    let now = file.remeasured();
+    if now.len() > file.len() {
+        return now.read_some_at(at, buf);
+    }
+    Ok(read)
 }
 
 fn zeroed(len: u64) -> Result<Cluster> {
@@ -215,7 +246,8 @@ impl View {
                 return;
             };
             if let Mapping::Compressed { host, len, .. } = run.mapping
-                && !self.source.cache.has_or_loads(self.source.clusters, host)
+                && let Ok(ids) = self.source.ids()
+                && !self.source.cache.has_or_loads(ids.clusters, host)
             {
                 // Weak, so that a job that waits does not keep the file open and locked.
                 let source: Weak<Source> = Arc::downgrade(&self.source);
@@ -265,22 +297,9 @@ impl View {
         stream.ahead = target;
         Some((from, target))
     }
-}
 
-fn outside() -> BlockError {
-    BlockError::damaged("a table ends before the entry that is needed")
-}
-
-impl BlockBackend for View {
-    fn geometry(&self) -> Geometry {
-        Geometry {
-            len: self.len,
-            block_size: 512,
-            read_only: true,
-        }
-    }
-
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    /// What [`BlockBackend::read_exact_at`] does.
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let end = offset.saturating_add(to_u64(buf.len()));
         let mut at = offset;
         let mut rest = buf;
@@ -318,7 +337,8 @@ impl BlockBackend for View {
         Ok(())
     }
 
-    fn extent_at(&self, offset: u64, len: u64) -> Result<Extent> {
+    /// What [`BlockBackend::extent_at`] answers.
+    fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         let run = self.run_at(offset, len)?;
         let plain = Extent::data(run.len);
         // Only a cluster of the image itself has an offset in the image.
@@ -348,6 +368,28 @@ impl BlockBackend for View {
                 _ => Extent::hole(run.len),
             },
         })
+    }
+}
+
+fn outside() -> BlockError {
+    BlockError::damaged("a table ends before the entry that is needed")
+}
+
+impl BlockBackend for View {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            len: self.len,
+            block_size: 512,
+            read_only: true,
+        }
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read(offset, buf).map_err(|e| self.source.explain(e))
+    }
+
+    fn extent_at(&self, offset: u64, len: u64) -> Result<Extent> {
+        self.extent(offset, len).map_err(|e| self.source.explain(e))
     }
 
     fn prefetch(&self, offset: u64, len: u64) {
