@@ -303,7 +303,7 @@ impl<'a> Reading<'a> {
             let warning = Warning {
                 file: text(file),
                 line,
-                message: message.into(),
+                message: shortened(message.into()),
             };
             if warnings.last() != Some(&warning) {
                 warnings.push(warning);
@@ -331,6 +331,16 @@ impl<'a> Reading<'a> {
     /// Shorthand of [`Ledger::set`].
     pub fn mark(&mut self, source: SourceId, range: std::ops::Range<usize>, state: State) {
         self.ledger.set(source, range, state);
+    }
+}
+
+/// Most characters of a warning: it may quote a line of the guest.
+const MAX_MESSAGE: usize = 300;
+
+fn shortened(message: String) -> String {
+    match message.char_indices().nth(MAX_MESSAGE) {
+        Some((end, _)) => format!("{}…", message.get(..end).unwrap_or_default()),
+        None => message,
     }
 }
 

@@ -225,7 +225,7 @@ pub fn route(words: &[&str], ipv6: bool, tables: &Tables) -> Result<ParsedRoute,
 ///
 /// # Errors
 /// What is wrong with them, in words.
-pub fn rule(words: &[&str], tables: &Tables) -> Result<(Policy, Vec<String>), String> {
+pub fn rule(words: &[&str], ipv6: bool, tables: &Tables) -> Result<(Policy, Vec<String>), String> {
     let mut policy = Policy::default();
     let mut rest = Vec::new();
     let mut words = words.iter().copied();
@@ -301,6 +301,10 @@ pub fn rule(words: &[&str], tables: &Tables) -> Result<(Policy, Vec<String>), St
     if policy == Policy::default() && rest.is_empty() {
         return Err("an empty rule".into());
     }
+    // Nothing else would tell the family.
+    if ipv6 && policy.from.is_none() && policy.to.is_none() {
+        policy.from = Some("::/0".into());
+    }
     Ok((policy, rest))
 }
 
@@ -372,10 +376,7 @@ fn ip_command(words: &[&str], tables: &Tables) -> Option<Command> {
             parsed.rest.is_empty().then_some(Command::Route(parsed))
         }
         "ru" | "rul" | "rule" if matches!(*action, "add" | "a") => {
-            let (mut policy, rest) = rule(arguments, tables).ok()?;
-            if ipv6 && policy.from.is_none() && policy.to.is_none() {
-                policy.from = Some("::/0".into());
-            }
+            let (policy, rest) = rule(arguments, ipv6, tables).ok()?;
             rest.is_empty().then_some(Command::Rule(policy))
         }
         "a" | "addr" | "address" if matches!(*action, "add" | "a" | "replace") => {

@@ -76,7 +76,11 @@ impl Serialize for Address {
         }
         let mut options = Map::new();
         if let Some(lifetime) = &self.lifetime {
-            options.insert("lifetime".into(), lifetime.clone().into());
+            let value = match lifetime.parse::<u32>() {
+                Ok(seconds) => seconds.into(),
+                Err(_) => Value::from(lifetime.clone()),
+            };
+            options.insert("lifetime".into(), value);
         }
         if let Some(label) = &self.label {
             options.insert("label".into(), label.clone().into());
@@ -335,6 +339,19 @@ const PARAMETER_ORDER: [&str; 30] = [
     "port-mac-learning",
     "stp",
 ];
+
+/// Files in the order they came up, lines of each in theirs.
+fn in_file_order<T>(entries: &mut [T], place: impl Fn(&T) -> (&String, Option<u32>)) {
+    let mut files: BTreeMap<String, usize> = BTreeMap::new();
+    for entry in entries.iter() {
+        let next = files.len();
+        files.entry(place(entry).0.clone()).or_insert(next);
+    }
+    entries.sort_by_key(|entry| {
+        let (file, line) = place(entry);
+        (files.get(file).copied(), line)
+    });
+}
 
 fn in_order(value: &mut Value, order: &[&str]) {
     if let Some(map) = value.as_object_mut() {
@@ -660,6 +677,8 @@ impl Document {
                 });
             }
         }
+        in_file_order(&mut self.guest.unmapped, |entry| (&entry.file, entry.line));
+        in_file_order(&mut self.guest.warnings, |entry| (&entry.file, entry.line));
         for extra in self.guest.interfaces.values_mut() {
             let mut told = std::collections::BTreeSet::new();
             extra.sources.retain(|s| told.insert(s.clone()));

@@ -11,8 +11,12 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-/// Nesting written out; deeper values are cut to `null`. The document needs eight levels.
-const MAX_DEPTH: usize = 64;
+/// Nesting written out; deeper values are cut to `null`. The document needs eight levels and JSON
+/// text of a guest (a team's options) has at most 128, where its parser stops.
+const MAX_DEPTH: usize = 256;
+
+/// Longest key written as a simple one; YAML 1.1 and 1.2 allow 1024 characters.
+const MAX_KEY: usize = 1000;
 
 /// The text of a value.
 pub fn emit(value: &Value) -> String {
@@ -39,7 +43,17 @@ fn mapping(out: &mut String, value: &Value, level: usize, inline: bool) {
         if n > 0 || !inline {
             indent(out, level);
         }
-        string(out, key);
+        let mut name = String::new();
+        string(&mut name, key);
+        // YAML readers look for the colon behind a key no further than 1024 characters.
+        if name.chars().count() > MAX_KEY {
+            out.push_str("? ");
+            out.push_str(&name);
+            out.push('\n');
+            indent(out, level);
+        } else {
+            out.push_str(&name);
+        }
         out.push(':');
         match inner {
             Value::Object(fields) if !fields.is_empty() && level < MAX_DEPTH => {
@@ -86,7 +100,20 @@ fn scalar(out: &mut String, value: &Value) {
         Value::Bool(true) => out.push_str("true"),
         Value::Bool(false) => out.push_str("false"),
         Value::Number(number) => {
-            let _ = write!(out, "{number}");
+            let text = number.to_string();
+            // YAML 1.1 takes an exponent for a number's only behind a dot and with a sign.
+            match text.split_once('e') {
+                Some((digits, exponent)) => {
+                    let dot = if digits.contains('.') { "" } else { ".0" };
+                    let sign = if exponent.starts_with(['-', '+']) {
+                        ""
+                    } else {
+                        "+"
+                    };
+                    let _ = write!(out, "{digits}{dot}e{sign}{exponent}");
+                }
+                None => out.push_str(&text),
+            }
         }
         Value::String(text) => string(out, text),
         Value::Array(items) if items.is_empty() => out.push_str("[]"),
@@ -229,6 +256,20 @@ mod tests {
         ] {
             assert!(is_plain(text) || text.starts_with('8'), "{text:?}");
         }
+    }
+
+    #[test]
+    fn numbers_and_long_keys() {
+        assert_eq!(
+            emit(&json!({"a": 1e16, "b": 1.5e-7, "c": -0.0, "d": 7})),
+            "a: 1.0e+16\nb: 1.5e-7\nc: -0.0\nd: 7\n"
+        );
+        let long = "k".repeat(1001);
+        let value = json!([{ long.clone(): [1], "x": { long.clone(): {"z": 2} } }]);
+        assert_eq!(
+            emit(&value),
+            format!("- ? \"{long}\"\n  :\n  - 1\n  x:\n    ? \"{long}\"\n    :\n      z: 2\n")
+        );
     }
 
     #[test]

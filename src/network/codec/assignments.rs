@@ -195,10 +195,20 @@ fn statement_line(bytes: &[u8], at: usize, dialect: Dialect, parts: &mut Vec<Par
             end
         };
         if dialect == Dialect::LineByLine && !parts.is_empty() {
-            return command(parts);
+            // Text behind an assignment makes the whole line none.
+            let first = parts.first().map_or(start, |p| p.start);
+            parts.clear();
+            let end = line_end(bytes, first);
+            parts.push(Part {
+                start: first,
+                kind: Kind::Command(trimmed(bytes.get(first..end).unwrap_or_default()).to_vec()),
+                carriage_return: false,
+            });
+            return end;
         }
         let rest = bytes.get(here..).unwrap_or_default();
-        if rest.starts_with(b"unset") && matches!(rest.get(5), Some(b' ' | b'\t')) {
+        let shell = dialect == Dialect::Shell;
+        if shell && rest.starts_with(b"unset") && matches!(rest.get(5), Some(b' ' | b'\t')) {
             let end = line_end(bytes, here);
             let names = rest.get(5..end.saturating_sub(here)).unwrap_or_default();
             let text = String::from_utf8_lossy(names);
@@ -217,7 +227,7 @@ fn statement_line(bytes: &[u8], at: usize, dialect: Dialect, parts: &mut Vec<Par
             }
             return end;
         }
-        if rest.starts_with(b"export") && matches!(rest.get(6), Some(b' ' | b'\t')) {
+        if shell && rest.starts_with(b"export") && matches!(rest.get(6), Some(b' ' | b'\t')) {
             let after = blanks(bytes, here.saturating_add(6));
             if name_at(bytes, after).is_none() {
                 let end = line_end(bytes, here);
@@ -269,7 +279,11 @@ fn statement_line(bytes: &[u8], at: usize, dialect: Dialect, parts: &mut Vec<Par
             carriage_return: word.carriage_return,
         });
         if broken {
-            return line_end(bytes, word.end);
+            // A shell looks for the end of a quote in all that follows, and so finds nothing else.
+            return match dialect {
+                Dialect::Shell if word.open_quote => bytes.len(),
+                _ => line_end(bytes, word.end),
+            };
         }
         here = after;
         if byte(bytes, here) == Some(b'\r') && !chained {
@@ -283,6 +297,8 @@ struct Word {
     /// Just behind the word.
     end: usize,
     carriage_return: bool,
+    /// Broken because a quote never closes.
+    open_quote: bool,
 }
 
 impl Word {
@@ -293,6 +309,7 @@ impl Word {
         let mut carriage_return = false;
         let broken = |upto: usize| {
             let end = line_end(bytes, start);
+            let at_quote = matches!(byte(bytes, upto), Some(b'\'' | b'"' | b'`' | b'$'));
             let raw = bytes.get(start..end).unwrap_or_default();
             Self {
                 value: Value::Broken(trimmed(raw).to_vec()),
@@ -302,6 +319,7 @@ impl Word {
                     start
                 },
                 carriage_return: false,
+                open_quote: at_quote,
             }
         };
         // An open quote that a line-by-line reader sees ends with the line.
@@ -351,6 +369,11 @@ impl Word {
                     };
                     at = end;
                 }
+                // NetworkManager takes other characters as they are; a bracket is refused above.
+                b'$' | b'`' | b'~' if dialect == Dialect::LineByLine && next != Some(b'(') => {
+                    out.push(b);
+                    at = at.saturating_add(1);
+                }
                 // `$"…"` is translated by locale; untranslated it is the text itself.
                 b'$' if next == Some(b'"') => at = at.saturating_add(1),
                 b'$' if expands(next) => {
@@ -386,6 +409,7 @@ impl Word {
             value,
             end: at.min(bytes.len()),
             carriage_return,
+            open_quote: false,
         }
     }
 }
@@ -588,8 +612,10 @@ mod tests {
             ("A=ab ; # x", "ab"),
             ("A=ab\r\n", "ab"),
             ("A=", ""),
-            ("  export A=b", "b"),
-            (r#"A=$"x"y"#, "xy"),
+            ("  A=b", "b"),
+            ("A=$B", "$B"),
+            ("A=${B}", "${B}"),
+            ("A=`x`", "`x`"),
             (r"A=$'\x41\102\u00e9\e\q'", "AB\u{e9}\u{1b}\\q"),
             (r"A=$'a\0b'c", "ac"),
             ("A=a$", "a$"),
@@ -620,6 +646,20 @@ mod tests {
                 "{text} {kind:?}"
             );
         }
+        assert_eq!(
+            one("export A=b", Dialect::Shell),
+            Kind::Assignment {
+                key: "A".into(),
+                value: Value::Literal(b"b".into())
+            }
+        );
+        for text in ["export A=b", "unset A", "A=1; B=2"] {
+            let kind = one(text, Dialect::LineByLine);
+            assert_eq!(kind, Kind::Command(text.into()));
+        }
+        // All behind an open quote belongs to it.
+        let statements = parse(b"A='x\nB=1\nc d\n", Dialect::Shell);
+        assert_eq!(statements.len(), 1, "{statements:?}");
         for text in ["A='x", "A=\"x", "A=$'x", "A=a(b)", "A=\\"] {
             let kind = one(text, Dialect::LineByLine);
             assert!(

@@ -31,7 +31,7 @@ enum Type {
     Other(String),
 }
 
-fn kind(profile: &Profile, is_port: bool) -> Type {
+fn kind(profile: &Profile, is_port: bool, master_of: Option<Section>) -> Type {
     use Section::{Bonds, Bridges, DummyDevices, Ethernets, Tunnels, Vlans, Vrfs, Wifis};
     let kind = profile.get("TYPE").unwrap_or_default().to_ascii_lowercase();
     let device_type = profile
@@ -67,8 +67,12 @@ fn kind(profile: &Profile, is_port: bool) -> Type {
                 Type::Section(Bonds)
             } else if is_vlan {
                 Type::Section(Vlans)
+            } else if let Some(section) = master_of {
+                Type::Section(section)
             } else if !kind.is_empty() {
                 Type::Section(Ethernets)
+            } else if numbered("bond") {
+                Type::Section(Bonds)
             } else if profile.has("IPV6TUNNELIPV4") || numbered("sit") {
                 Type::Section(Tunnels)
             } else if profile.has("ESSID") || numbered("wlan") {
@@ -103,7 +107,14 @@ pub fn decode(
         "TEAM_MASTER_UUID",
     ];
     let is_port = port_keys.iter().any(|k| profile.has(k));
-    let found = kind(profile, is_port);
+    let found = match kind(profile, is_port, context.masters.get(&id).copied()) {
+        // netplan wants an id and a parent; without them it is no VLAN it could type.
+        Type::Section(Section::Vlans) if vlan_parts(context, profile).incomplete() => {
+            reading.warn(&path, None, "a VLAN without a derivable id or parent");
+            Type::Other("vlan".into())
+        }
+        found => found,
+    };
     let section = match &found {
         Type::Section(section) => *section,
         Type::Other(other) => {
@@ -124,8 +135,11 @@ pub fn decode(
     }
     start(reading, context, profile, &mut device);
     identity(reading, context, profile, &mut device, section);
-    link_settings(profile, &mut device);
+    link_settings(profile, &context.tables, &mut device);
     match section {
+        _ if matches!(&found, Type::Other(other) if other == "vlan") => {
+            vlan(reading, context, profile, &mut device);
+        }
         Section::Vlans => vlan(reading, context, profile, &mut device),
         Section::Bonds => bond_options(profile, &mut device),
         Section::Bridges => bridge_options(reading, context, profile, &mut device),
@@ -276,7 +290,7 @@ fn take_number(profile: &mut Profile, key: &str) -> Option<u32> {
     Some(number)
 }
 
-fn link_settings(profile: &mut Profile, device: &mut Device) {
+fn link_settings(profile: &mut Profile, tables: &iproute::Tables, device: &mut Device) {
     device.mtu = take_number(profile, "MTU").filter(|m| *m != 0);
     device.virtual_function_count = take_number(profile, "SRIOV_TOTAL_VFS");
     if let Some(options) = profile.get("ETHTOOL_OPTS") {
@@ -297,7 +311,8 @@ fn link_settings(profile: &mut Profile, device: &mut Device) {
     for key in profile.keys_with("ROUTING_RULE") {
         if let Some(rule) = profile.get(&key) {
             let words: Vec<&str> = rule.split_whitespace().collect();
-            if let Ok((policy, rest)) = iproute::rule(&words, &iproute::Tables::default())
+            let ipv6 = key.starts_with("ROUTING_RULE6");
+            if let Ok((policy, rest)) = iproute::rule(&words, ipv6, tables)
                 && rest.is_empty()
             {
                 device.add_policy(policy);
@@ -309,52 +324,82 @@ fn link_settings(profile: &mut Profile, device: &mut Device) {
     }
 }
 
-fn vlan(reading: &mut Reading<'_>, context: &Context, profile: &mut Profile, device: &mut Device) {
-    let path = profile.path.clone();
-    let name = profile.id.clone();
-    let initscripts = context.plan.consumer == Consumer::Initscripts;
-    let number = |text: &str| text.parse::<u32>().ok().filter(|n| *n < 4096);
+/// What a file says about a VLAN's place.
+struct VlanParts {
+    id: Option<u32>,
+    for_nm: Option<String>,
+    for_initscripts: Option<String>,
+    initscripts: bool,
+}
+
+impl VlanParts {
+    fn link(&self) -> Option<&String> {
+        let link = if self.initscripts {
+            &self.for_initscripts
+        } else {
+            &self.for_nm
+        };
+        link.as_ref()
+    }
+
+    fn incomplete(&self) -> bool {
+        self.id.is_none() || self.link().is_none()
+    }
+}
+
+fn vlan_number(text: &str) -> Option<u32> {
+    text.parse::<u32>().ok().filter(|n| *n < 4096)
+}
+
+fn vlan_parts(context: &Context, profile: &Profile) -> VlanParts {
+    let name = &profile.id;
     let from_name = || match name.rsplit_once('.') {
-        Some((_, digits)) => number(digits),
-        None => number(name.strip_prefix("vlan")?),
+        Some((_, digits)) => vlan_number(digits),
+        None => vlan_number(name.strip_prefix("vlan")?),
     };
     let explicit = ["VLAN_ID", "VID"]
         .iter()
-        .find_map(|key| Some((*key, number(&profile.get(key)?)?)));
-    for key in ["VLAN_ID", "VID"] {
-        if profile.get(key).is_some_and(|t| number(&t).is_some()) {
-            profile.mapped(key);
-        }
-    }
-    device.id = explicit.map(|(_, n)| n).or_else(from_name);
-    let first = name.split_once('.').map(|(base, _)| base.to_owned());
-    let last = name.rsplit_once('.').map(|(base, _)| base.to_owned());
+        .find_map(|key| vlan_number(&profile.get(key)?));
+    // An empty name in front of the dot is none.
+    let named = |base: &str| (!base.is_empty()).then(|| base.to_owned());
+    let first = name.split_once('.').and_then(|(base, _)| named(base));
+    let last = name.rsplit_once('.').and_then(|(base, _)| named(base));
     let physical = profile
         .get("PHYSDEV")
         .map(|p| context.resolve(&p).to_owned());
-    if physical.is_some() {
+    VlanParts {
+        id: explicit.or_else(from_name),
+        for_nm: physical.clone().or(first),
+        for_initscripts: if profile.has("VID") || last.is_none() {
+            physical.or(last)
+        } else {
+            last
+        },
+        initscripts: context.plan.consumer == Consumer::Initscripts,
+    }
+}
+
+fn vlan(reading: &mut Reading<'_>, context: &Context, profile: &mut Profile, device: &mut Device) {
+    let parts = vlan_parts(context, profile);
+    for key in ["VLAN_ID", "VID"] {
+        if profile.get(key).is_some_and(|t| vlan_number(&t).is_some()) {
+            profile.mapped(key);
+        }
+    }
+    if profile.has("PHYSDEV") {
         profile.mapped("PHYSDEV");
     }
-    let has_vid = profile.has("VID");
-    let for_nm = physical.clone().or(first);
-    let for_initscripts = if has_vid || last.is_none() {
-        physical.clone().or(last)
-    } else {
-        last
-    };
-    if for_nm != for_initscripts {
+    if parts.for_nm != parts.for_initscripts {
         let shown = |p: &Option<String>| p.clone().unwrap_or_else(|| "nothing".into());
         let message = format!(
             "the VLAN's parent is {} to NetworkManager and {} to initscripts",
-            shown(&for_nm),
-            shown(&for_initscripts)
+            shown(&parts.for_nm),
+            shown(&parts.for_initscripts)
         );
-        reading.warn(&path, profile.line("PHYSDEV"), message);
+        reading.warn(&profile.path.clone(), profile.line("PHYSDEV"), message);
     }
-    device.link = if initscripts { for_initscripts } else { for_nm };
-    if device.id.is_none() || device.link.is_none() {
-        reading.warn(&path, None, "a VLAN without a derivable id or parent");
-    }
+    device.id = parts.id;
+    device.link = parts.link().cloned();
 }
 
 /// Splits options `k=v k=v`; returns those without a word.
@@ -479,6 +524,12 @@ fn tunnel(profile: &mut Profile, device: &mut Device) {
     } else {
         device.mode = Some(if kind.is_empty() { "sit".into() } else { kind });
     }
+    // Not a secret here: it tells tunnels apart.
+    let is_key = |k: &str| k.parse::<u32>().is_ok() || k.parse::<std::net::Ipv4Addr>().is_ok();
+    if let Some(key) = profile.get("KEY").filter(|k| is_key(k)) {
+        device.key = Some(key);
+        profile.mapped("KEY");
+    }
     for (key, slot) in [
         ("PEER_OUTER_IPADDR", &mut device.remote),
         ("MY_OUTER_IPADDR", &mut device.local),
@@ -579,6 +630,11 @@ fn authentication(profile: &mut Profile, device: &mut Device) {
         ("IEEE_8021X_INNER_AUTH_METHODS", "phase2-auth"),
     ] {
         if let Some(value) = profile.get(key) {
+            // The address of a token may hold its PIN.
+            if value.contains("pin-value") {
+                profile.unmapped(key, Effect::Secret);
+                continue;
+            }
             let mapped = if word == "method" {
                 value
                     .split_whitespace()
@@ -631,14 +687,18 @@ fn membership(
                 .get("TYPE")
                 .is_some_and(|t| t.eq_ignore_ascii_case("bridge"))
         {
-            let parameters = &mut reading
-                .document
-                .device(Section::Bridges, &master)
-                .parameters;
-            let rest = each_option(&options, |key, value| match key {
-                "path_cost" => bridge::set_port(parameters, "path-cost", &id, value),
-                "priority" => bridge::set_port(parameters, "port-priority", &id, value),
-                _ => false,
+            let ports = &mut context.port_options;
+            let rest = each_option(&options, |key, value| {
+                let word = match key {
+                    "path_cost" => "path-cost",
+                    "priority" => "port-priority",
+                    _ => return false,
+                };
+                let known = value.trim().parse::<u32>().is_ok();
+                if known {
+                    ports.push((master.clone(), word, id.clone(), value.to_owned()));
+                }
+                known
             });
             leave_rest(profile, "BRIDGING_OPTS", &rest);
         }

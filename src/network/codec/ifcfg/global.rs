@@ -178,6 +178,9 @@ pub fn gateways(reading: &mut Reading<'_>, context: &mut Context, mains: &[Profi
         for id in &ids {
             if reading.document.section_of(id).is_some() {
                 reading.document.extra(id).start = Some("off".into());
+                if let Some(device) = reading.document.find(id) {
+                    device.activation_mode = Some("off".into());
+                }
             }
         }
     }

@@ -68,6 +68,12 @@ pub fn addresses(
         profile.mapped(&key);
         let (prefix_key, mask_key) = (format!("PREFIX{suffix}"), format!("NETMASK{suffix}"));
         let own = mask_of(profile, &suffix);
+        for key in [&prefix_key, &mask_key] {
+            if own.is_none() && profile.has(key) {
+                let message = format!("{key} is no mask");
+                reading.warn(&path, profile.line(key), message);
+            }
+        }
         let prefix = own
             .or(inline)
             .or_else(|| mask_of(main?, ""))
@@ -107,7 +113,7 @@ pub fn decode(
 ) {
     ipv4(reading, context, profile, device, aliased);
     ipv6(reading, context, profile, device);
-    dns(reading, profile, device);
+    dns(reading, context, profile, device);
     overrides(profile, device);
 }
 
@@ -130,7 +136,9 @@ fn ipv4(
         profile.mapped("PREFIX");
         profile.mapped("NETMASK");
     }
-    let mut method = if found.is_empty() && !aliased {
+    // A tunnel's inner address is there already.
+    let has_any = device.addresses.iter().any(|a| a.ip.is_ipv4());
+    let mut method = if !has_any && !aliased {
         "none"
     } else {
         "static"
@@ -209,7 +217,7 @@ fn ipv4(
     let gateway_key = std::iter::once("GATEWAY".to_owned())
         .chain((0..=MAX_INDEX).map(|n| format!("GATEWAY{n}")))
         .find(|key| profile.has(key));
-    if never && (gateway_key.is_some() || is_dhcp) || profile.boolean("DEFROUTE") == Some(false) {
+    if never || profile.boolean("DEFROUTE") == Some(false) {
         reading.document.extra(&id).defroute4 = Some(!never);
     }
     if let Some(key) = gateway_key
@@ -466,12 +474,13 @@ fn dead(profile: &mut Profile) {
     }
 }
 
-fn dns(reading: &mut Reading<'_>, profile: &mut Profile, device: &mut Device) {
+fn dns(reading: &mut Reading<'_>, context: &Context, profile: &mut Profile, device: &mut Device) {
+    let nm = context.plan.consumer == Consumer::NetworkManager;
     let path = profile.path.clone();
     for n in 1..=MAX_INDEX {
         let key = format!("DNS{n}");
         let Some(value) = profile.get(&key) else {
-            if n == 1 {
+            if n == 1 && !nm {
                 continue;
             }
             break;

@@ -68,9 +68,8 @@ impl Plan {
 }
 
 /// Suffixes of copies that editors and package managers leave; neither program reads them.
-const IGNORED: [&str; 11] = [
+const IGNORED: [&str; 10] = [
     "~", ".bak", ".orig", ".rej", ".rpmnew", ".augnew", ".augtmp", ".old", ".rpmorig", ".rpmsave",
-    ".swp",
 ];
 
 /// Whether both programs pass over a file of this name.
@@ -106,6 +105,10 @@ pub struct Context {
     names: BTreeMap<String, String>,
     /// Members found in the members' own files: master id, section, member id.
     members: Vec<(String, Section, String)>,
+    /// Options of bridge ports found in their own files: bridge id, key, port id, value.
+    port_options: Vec<(String, &'static str, String, String)>,
+    /// What other files make of a device by being its members.
+    masters: BTreeMap<String, Section>,
     /// Devices netplan has no type for: id and type.
     others: BTreeMap<String, String>,
 }
@@ -127,6 +130,8 @@ pub fn decode(reading: &mut Reading<'_>, plan: Plan) {
         tables,
         names: BTreeMap::new(),
         members: Vec::new(),
+        port_options: Vec::new(),
+        masters: BTreeMap::new(),
         others: BTreeMap::new(),
     };
     warn_of_ignored(reading);
@@ -151,6 +156,18 @@ pub fn decode(reading: &mut Reading<'_>, plan: Plan) {
         for key in ["UUID", "NAME"] {
             if let Some(value) = profile.get(key) {
                 context.names.entry(value).or_insert_with(|| id.clone());
+            }
+        }
+    }
+    for profile in &mains {
+        for (keys, section) in [
+            (["MASTER", "MASTER_UUID"], Section::Bonds),
+            (["BRIDGE", "BRIDGE_UUID"], Section::Bridges),
+            (["VRF", "VRF_UUID"], Section::Vrfs),
+        ] {
+            if let Some(reference) = keys.iter().find_map(|k| profile.get(k)) {
+                let master = context.resolve(&reference).to_owned();
+                context.masters.entry(master).or_insert(section);
             }
         }
     }
@@ -192,6 +209,13 @@ pub fn decode(reading: &mut Reading<'_>, plan: Plan) {
             .document
             .device(known.unwrap_or(section), &master)
             .add_member(&member);
+    }
+    for (master, key, port, value) in std::mem::take(&mut context.port_options) {
+        let section = reading.document.section_of(&master);
+        let device = reading
+            .document
+            .device(section.unwrap_or(Section::Bridges), &master);
+        super::bridge::set_port(&mut device.parameters, key, &port, &value);
     }
     for profile in mains.iter().chain(&aliases).chain(&ranges) {
         profile.account(reading);

@@ -31,7 +31,33 @@ pub struct Profile {
     effective: BTreeMap<String, usize>,
     marks: BTreeMap<String, Mark>,
     rest: Option<Effect>,
+    /// Whether nobody reads the file.
+    dead: bool,
     dialect: Dialect,
+    /// Bytes behind an open quote of a secret: whatever they are, they may be its rest.
+    tainted: Option<std::ops::Range<usize>>,
+}
+
+/// The bytes a secret's open quote may run over: to the next quote of its kind, or to the end.
+fn tainted(bytes: &[u8], statements: &[Statement]) -> Option<std::ops::Range<usize>> {
+    let (open, quote) = statements.iter().find_map(|s| {
+        let secret = match &s.kind {
+            Kind::Assignment {
+                key,
+                value: Value::Broken(_),
+            } => is_secret(key),
+            Kind::Command(raw) => mentions_secret(&text(raw)),
+            _ => false,
+        };
+        let own = bytes.get(s.range.clone())?;
+        let odd = |quote: &&u8| own.iter().filter(|b| b == quote).count() % 2 == 1;
+        let quote = [b'"', b'\''].iter().find(odd).copied();
+        Some((s, quote.filter(|_| secret)?))
+    })?;
+    let behind = bytes.get(open.range.end..)?;
+    let len = behind.iter().position(|b| *b == quote);
+    let end = len.map_or(bytes.len(), |n| open.range.end.saturating_add(n));
+    Some(open.range.end..end.saturating_add(1))
 }
 
 impl Profile {
@@ -47,6 +73,11 @@ impl Profile {
                 }
                 Kind::Unset(key) => {
                     effective.remove(key);
+                }
+                // A value NetworkManager cannot read unsets the variable.
+                Kind::Command(raw) if dialect == Dialect::LineByLine => {
+                    let name = raw.split(|b| *b == b'=').next().unwrap_or_default();
+                    effective.remove(&text(name));
                 }
                 _ => {}
             }
@@ -66,11 +97,13 @@ impl Profile {
             stem,
             secret: false,
             source,
-            statements,
             effective,
             marks: BTreeMap::new(),
             rest: None,
+            dead: false,
             dialect,
+            tainted: tainted(&bytes, &statements),
+            statements,
         })
     }
 
@@ -149,6 +182,7 @@ impl Profile {
     /// Takes back what was noted and lists every variable as unmapped.
     pub fn all_unmapped(&mut self, effect: Effect) {
         self.marks.clear();
+        self.dead = effect == Effect::None;
         self.rest = Some(effect);
     }
 
@@ -169,6 +203,9 @@ impl Profile {
     fn effect_of(&self, key: &str) -> Effect {
         if self.secret || is_secret(key) {
             return Effect::Secret;
+        }
+        if self.dead {
+            return Effect::None;
         }
         match known_effect(key) {
             Effect::Unknown if self.rest.is_some() => self.rest.unwrap_or(Effect::Unknown),
@@ -192,6 +229,19 @@ impl Profile {
     pub fn account(&self, reading: &mut Reading<'_>) {
         for (n, statement) in self.statements.iter().enumerate() {
             let line = statement.line;
+            let may_be_secret = self
+                .tainted
+                .as_ref()
+                .is_some_and(|t| t.contains(&statement.range.start));
+            let taken = match &statement.kind {
+                Kind::Assignment { key, .. } => self.marks.get(key).is_some_and(|m| m.mapped),
+                _ => false,
+            };
+            if may_be_secret && !taken && statement.kind != Kind::Blank {
+                reading.unmapped(self.entry(line, None, b"", Effect::Secret));
+                reading.mark(self.source, statement.range.clone(), State::Unmapped);
+                continue;
+            }
             let state = match &statement.kind {
                 Kind::Blank => State::Syntax,
                 Kind::Unset(_) => State::Implied,
@@ -236,22 +286,36 @@ impl Profile {
         value: &Value,
     ) -> State {
         if self.effective.get(key) != Some(&n) {
+            let what = if self.effective.contains_key(key) {
+                "set again"
+            } else {
+                "unset"
+            };
             reading.warn(
                 &self.path,
                 Some(line),
-                format!("{key} is set again further down"),
+                format!("{key} is {what} further down"),
             );
             return State::Rejected;
         }
         let mark = self.marks.get(key).copied().unwrap_or_default();
         match value {
             Value::Broken(_) => {
-                let message = format!("{key}: an open quote or a stray operator, so it is unset");
+                let last = self.statements.len().saturating_sub(1) == n;
+                let lost = if last && self.dialect == Dialect::Shell {
+                    "it and what follows are lost"
+                } else {
+                    "it is unset"
+                };
+                let message = format!("{key}: an open quote or a stray operator, so {lost}");
                 reading.warn(&self.path, Some(line), message);
                 State::Rejected
             }
             Value::Dynamic(raw) => {
+                let runs = raw.contains(&b'`') || raw.windows(2).any(|w| w == b"$(");
                 let effect = match self.effect_of(key) {
+                    Effect::Secret => Effect::Secret,
+                    _ if runs => Effect::Script,
                     Effect::Unknown | Effect::Cosmetic | Effect::None => Effect::Script,
                     known => known,
                 };
@@ -299,10 +363,18 @@ pub fn parse_boolean(value: &str) -> Option<bool> {
 /// Variables whose value is a secret.
 pub fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_uppercase();
+    if matches!(key.as_str(), "KEY_MGMT" | "KEY_TYPE") || key.ends_with("_FLAGS") {
+        return false;
+    }
     key.contains("PASSWORD")
         || key.contains("PASSPHRASE")
-        || key.contains("WPA_PSK")
+        || key.ends_with("PSK")
         || key.ends_with("_PIN")
+        || key == "PASS"
+        || key.ends_with("_PASS")
+        || key.ends_with("_CAK")
+        // Keys of IPsec: KEY_ESP_IN, KEY_AH, …
+        || key.starts_with("KEY_")
         || key == "KEY"
         || key
             .strip_prefix("KEY")
@@ -314,16 +386,27 @@ pub fn is_secret(key: &str) -> bool {
 
 /// Whether a line of code looks as if it held a secret.
 pub fn mentions_secret(line: &str) -> bool {
+    let names = line.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    if names.into_iter().any(is_secret) {
+        return true;
+    }
     let line = line.to_ascii_lowercase();
     [
         "passw",
         "passphrase",
         "psk",
         "secret",
+        "shared-key",
         "private-key",
         "private_key",
         "iwconfig",
         "wep",
+        "xfrm",
+        "macsec",
+        "token",
+        "credential",
+        "apikey",
+        "pin-value",
     ]
     .iter()
     .any(|word| line.contains(word))
@@ -345,7 +428,7 @@ fn known_effect(key: &str) -> Effect {
         "CONNECTION_UUID",
         "ONPARENT",
     ];
-    const BEHAVIOUR: [&str; 70] = [
+    const BEHAVIOUR: [&str; 97] = [
         "HOTPLUG",
         "METRIC",
         "DEFROUTE",
@@ -416,6 +499,33 @@ fn known_effect(key: &str) -> Effect {
         "IPV4_ROUTE_METRIC",
         "IPV6_ROUTE_METRIC",
         "DHCPV6C_OPTIONS",
+        "DEVICE",
+        "ONBOOT",
+        "BOOTPROTO",
+        "HWADDR",
+        "MACADDR",
+        "MTU",
+        "PREFIX",
+        "NETMASK",
+        "IPADDR",
+        "VLAN",
+        "VLAN_ID",
+        "VID",
+        "PHYSDEV",
+        "STP",
+        "DELAY",
+        "PRIO",
+        "AGEING",
+        "BRIDGING_OPTS",
+        "BONDING_OPTS",
+        "TEAM_CONFIG",
+        "TEAM_PORT_CONFIG",
+        "DHCPV6C",
+        "DOMAIN",
+        "SEARCH",
+        "MODE",
+        "BAND",
+        "CHANNEL",
     ];
     const PREFIXES: [&str; 16] = [
         "ARPCHECK",

@@ -10,7 +10,7 @@ use super::super::super::ledger::{SourceId, State};
 use super::super::super::model::{Effect, Route, Unmapped};
 use super::super::super::resolver::{Line, lines};
 use super::super::assignments::{self, Kind, Value};
-use super::profile::Profile;
+use super::profile::{Profile, is_secret, mentions_secret};
 use super::{Consumer, Context, DIR, is_ignored, main_of};
 
 /// Reads all of them.
@@ -43,6 +43,7 @@ pub fn decode(reading: &mut Reading<'_>, context: &Context, mains: &[Profile]) {
             source,
             id: stem.to_owned(),
             ipv6: prefix.contains('6'),
+            effect: Effect::Behaviour,
         };
         let Some(main) = main_of(mains, stem) else {
             reading.warn(
@@ -58,18 +59,20 @@ pub fn decode(reading: &mut Reading<'_>, context: &Context, mains: &[Profile]) {
             file.all_unmapped(reading, &bytes);
             continue;
         }
-        reading.document.extra(&file.id).sources.push(path.clone());
         let is_rule = prefix.starts_with("rule");
-        if !is_rule
-            && with_rules.contains(stem)
-            && context.plan.consumer == Consumer::NetworkManager
-        {
+        let nm = context.plan.consumer == Consumer::NetworkManager;
+        if nm && !is_rule && with_rules.contains(stem) {
             let message = "NetworkManager ignores it because a rule file exists";
             reading.warn(path.as_bytes(), None, message);
+            file.none_of_it(reading, &bytes);
+            continue;
         }
-        if prefix == ".route" && context.plan.consumer == Consumer::NetworkManager {
+        if nm && prefix == ".route" {
             reading.warn(path.as_bytes(), None, "only initscripts read it");
+            file.none_of_it(reading, &bytes);
+            continue;
         }
+        reading.document.extra(&file.id).sources.push(path.clone());
         let key_syntax = !is_rule
             && lines(&bytes).iter().any(|line| {
                 line.text
@@ -90,8 +93,31 @@ pub fn decode(reading: &mut Reading<'_>, context: &Context, mains: &[Profile]) {
             }
         }
     }
-    static_routes(reading);
-    static_routes6(reading);
+    for (path, ipv6) in [
+        ("etc/sysconfig/static-routes", false),
+        ("etc/sysconfig/static-routes-ipv6", true),
+    ] {
+        let Some((source, bytes)) = reading.open(path.as_bytes()) else {
+            continue;
+        };
+        if context.plan.consumer == Consumer::NetworkManager {
+            reading.warn(path.as_bytes(), None, "only initscripts read it");
+            for line in lines(&bytes) {
+                let body = line.text.split('#').next().unwrap_or_default().trim();
+                let state = if body.is_empty() {
+                    State::Syntax
+                } else {
+                    other(reading, path, line.number, body, Effect::None);
+                    State::Unmapped
+                };
+                reading.mark(source, line.range, state);
+            }
+        } else if ipv6 {
+            static_routes6(reading, path, source, &bytes);
+        } else {
+            static_routes(reading, path, source, &bytes);
+        }
+    }
 }
 
 struct RouteFile<'a> {
@@ -99,6 +125,8 @@ struct RouteFile<'a> {
     source: SourceId,
     id: String,
     ipv6: bool,
+    /// What its unmapped lines do.
+    effect: Effect,
 }
 
 impl RouteFile<'_> {
@@ -109,9 +137,15 @@ impl RouteFile<'_> {
             iface: Some(self.id.clone()),
             key: key.map(str::to_owned),
             value: Some(value.to_owned()),
-            effect: Effect::Behaviour,
+            effect: self.effect,
             redacted: false,
         });
+    }
+
+    /// Nobody reads the file.
+    fn none_of_it(&mut self, reading: &mut Reading<'_>, bytes: &[u8]) {
+        self.effect = Effect::None;
+        self.all_unmapped(reading, bytes);
     }
 
     fn all_unmapped(&self, reading: &mut Reading<'_>, bytes: &[u8]) {
@@ -156,11 +190,12 @@ impl RouteFile<'_> {
             all => all,
         };
         let result = if is_rule {
-            iproute::rule(words, &context.tables).map(|(policy, rest)| {
-                let complete = rest.is_empty();
-                if let Some(device) = reading.document.find(&self.id)
-                    && (complete || policy.table.is_some())
-                {
+            // A rule without one of its conditions would be another rule.
+            iproute::rule(words, self.ipv6, &context.tables).map(|(policy, rest)| {
+                if !rest.is_empty() {
+                    return vec![body.to_owned()];
+                }
+                if let Some(device) = reading.document.find(&self.id) {
                     device.add_policy(policy);
                 }
                 rest
@@ -172,7 +207,14 @@ impl RouteFile<'_> {
                     .table
                     .or_else(|| Self::table(context, main, self.ipv6));
                 let target = match parsed.dev {
-                    Some(dev) if dev != self.id && reading.document.find(&dev).is_some() => dev,
+                    Some(dev) if dev != self.id => {
+                        if reading.document.find(&dev).is_none() {
+                            let message = format!("a route of {dev}, which no file describes");
+                            reading.warn(self.path.as_bytes(), Some(line.number), message);
+                            return vec![body.to_owned()];
+                        }
+                        dev
+                    }
                     _ => self.id.clone(),
                 };
                 if let Some(device) = reading.document.find(&target) {
@@ -216,8 +258,9 @@ impl RouteFile<'_> {
         }
         let get = |name: &str, n: u32| values.get(&format!("{name}{n}")).filter(|v| !v.is_empty());
         let mut used = BTreeSet::new();
+        let nm = context.plan.consumer == Consumer::NetworkManager;
         if get("ADDRESS", 0).is_none() {
-            let message = "ADDRESS0 is missing: initscripts skip the whole file";
+            let message = "ADDRESS0 is missing: the whole file is skipped";
             reading.warn(self.path.as_bytes(), None, message);
         }
         let last = values
@@ -232,9 +275,9 @@ impl RouteFile<'_> {
                 gap = true;
                 continue;
             };
-            if gap && context.plan.consumer == Consumer::NetworkManager {
-                let message =
-                    format!("ADDRESS{n} stands behind a gap: NetworkManager stops before it");
+            // Both programs count from 0 and stop at the first number that is missing.
+            if gap {
+                let message = format!("ADDRESS{n} stands behind a gap: not read");
                 reading.warn(self.path.as_bytes(), None, message);
                 continue;
             }
@@ -277,19 +320,15 @@ impl RouteFile<'_> {
                 }
             }
             if let Some(metric) = get("METRIC", n).and_then(|m| parse_number(m)) {
-                used.insert(format!("METRIC{n}"));
-                if context.plan.consumer == Consumer::NetworkManager {
+                if nm {
+                    used.insert(format!("METRIC{n}"));
                     route.metric = Some(metric);
                 } else {
-                    reading.warn(
-                        self.path.as_bytes(),
-                        None,
-                        format!("initscripts ignore METRIC{n}"),
-                    );
-                    route.metric = Some(metric);
+                    let message = format!("initscripts ignore METRIC{n}");
+                    reading.warn(self.path.as_bytes(), None, message);
                 }
             }
-            if let Some(options) = get("OPTIONS", n) {
+            if let Some(options) = get("OPTIONS", n).filter(|_| nm) {
                 let words: Vec<&str> = ["to", destination.as_str()]
                     .into_iter()
                     .chain(options.split_whitespace())
@@ -329,6 +368,8 @@ impl RouteFile<'_> {
                     let shown = match value {
                         Value::Literal(v) | Value::Dynamic(v) | Value::Broken(v) => text(v),
                     };
+                    let hidden = is_secret(key) || mentions_secret(&shown);
+                    let shown = if hidden { String::new() } else { shown };
                     self.unmapped(reading, statement.line, Some(key), &shown);
                     State::Unmapped
                 }
@@ -347,25 +388,21 @@ fn default_mask(ip: Ipv4Addr) -> u8 {
     address::class_prefix(ip)
 }
 
-fn other(reading: &mut Reading<'_>, path: &str, line: u32, value: &str) {
+fn other(reading: &mut Reading<'_>, path: &str, line: u32, value: &str, effect: Effect) {
     reading.unmapped(Unmapped {
         file: path.to_owned(),
         line: Some(line),
         iface: None,
         key: None,
         value: Some(value.to_owned()),
-        effect: Effect::Behaviour,
+        effect,
         redacted: false,
     });
 }
 
 /// `any net A netmask M gw G`, `DEV host A gw G`.
-fn static_routes(reading: &mut Reading<'_>) {
-    let path = "etc/sysconfig/static-routes";
-    let Some((source, bytes)) = reading.open(path.as_bytes()) else {
-        return;
-    };
-    for line in lines(&bytes) {
+fn static_routes(reading: &mut Reading<'_>, path: &str, source: SourceId, bytes: &[u8]) {
+    for line in lines(bytes) {
         let body = line.text.split('#').next().unwrap_or_default().trim();
         if body.is_empty() {
             reading.mark(source, line.range, State::Syntax);
@@ -412,19 +449,15 @@ fn static_routes(reading: &mut Reading<'_>) {
         if done.is_some() {
             reading.mark(source, line.range, State::Mapped);
         } else {
-            other(reading, path, line.number, body);
+            other(reading, path, line.number, body, Effect::Behaviour);
             reading.mark(source, line.range, State::Unmapped);
         }
     }
 }
 
 /// `DEV NET GATEWAY`.
-fn static_routes6(reading: &mut Reading<'_>) {
-    let path = "etc/sysconfig/static-routes-ipv6";
-    let Some((source, bytes)) = reading.open(path.as_bytes()) else {
-        return;
-    };
-    for line in lines(&bytes) {
+fn static_routes6(reading: &mut Reading<'_>, path: &str, source: SourceId, bytes: &[u8]) {
+    for line in lines(bytes) {
         let body = line.text.split('#').next().unwrap_or_default().trim();
         if body.is_empty() {
             reading.mark(source, line.range, State::Syntax);
@@ -457,7 +490,7 @@ fn static_routes6(reading: &mut Reading<'_>) {
         if done.is_some() {
             reading.mark(source, line.range, State::Mapped);
         } else {
-            other(reading, path, line.number, body);
+            other(reading, path, line.number, body, Effect::Behaviour);
             reading.mark(source, line.range, State::Unmapped);
         }
     }

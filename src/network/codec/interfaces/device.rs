@@ -12,7 +12,7 @@ use super::super::super::ledger::State;
 use super::super::super::model::{Address, Device, Effect, Match, Natural, Route, Section};
 use super::super::{bond, bridge};
 use super::Flavour;
-use super::parse::{Opt, Parsed, Stanza, is_secret, unmapped};
+use super::parse::{Opt, Parsed, Pattern, Stanza, is_secret, unmapped};
 
 /// Most options of one stanza with all it inherits.
 const MAX_INHERITED: usize = 4096;
@@ -50,7 +50,18 @@ pub fn decode(reading: &mut Reading<'_>, flavour: Flavour, parsed: Parsed) {
             s.inherits.iter().cloned().chain(inherit)
         })
         .collect();
-    let started = |name: &str| parsed.auto.contains(name) || parsed.hotplug.contains(name);
+    let by_pattern = |name: &str, hot: bool| {
+        parsed.patterns.iter().any(|(pattern, for_hotplug)| {
+            *for_hotplug == hot
+                && match &pattern.logical {
+                    Some(logical) => logical == name,
+                    None => pattern.fits(name),
+                }
+        })
+    };
+    let is_auto = |name: &str| parsed.auto.contains(name) || by_pattern(name, false);
+    let is_hot = |name: &str| parsed.hotplug.contains(name) || by_pattern(name, true);
+    let started = |name: &str| is_auto(name) || is_hot(name);
     // Which section each device belongs to, from all its stanzas.
     let mut kinds: BTreeMap<String, Kind> = BTreeMap::new();
     let mut inherited: Vec<Stanza> = Vec::new();
@@ -58,6 +69,17 @@ pub fn decode(reading: &mut Reading<'_>, flavour: Flavour, parsed: Parsed) {
     let mut budget = 200_000usize;
     for stanza in &parsed.stanzas {
         inherited.push(with_inherited(reading, &parsed, stanza, &mut budget));
+    }
+    // What is named as a master is one, whatever its own stanza says.
+    for option in inherited.iter().flat_map(|s| &s.options) {
+        let section = match option.name.as_str() {
+            "bond-master" => Section::Bonds,
+            "vrf" | "vrf-member" => Section::Vrfs,
+            _ => continue,
+        };
+        if !option.value.is_empty() {
+            kinds.insert(option.value.clone(), Kind::Section(section));
+        }
     }
     for stanza in &inherited {
         let base = base_of(&stanza.name).to_owned();
@@ -74,6 +96,7 @@ pub fn decode(reading: &mut Reading<'_>, flavour: Flavour, parsed: Parsed) {
         flavour,
         tables,
         hooks: Vec::new(),
+        member_options: Vec::new(),
         has_inet_mtu: BTreeSet::new(),
     };
     for stanza in &inherited {
@@ -113,7 +136,7 @@ pub fn decode(reading: &mut Reading<'_>, flavour: Flavour, parsed: Parsed) {
         extra.sources.push(stanza.place.path.to_string());
         extra.managed_by = Some(flavour.name().into());
         let any_started = started(&stanza.name) || started(&base);
-        let hot = parsed.hotplug.contains(&base) && !parsed.auto.contains(&base);
+        let hot = is_hot(&base) && !is_auto(&base);
         let start = if hot {
             "hotplug"
         } else if any_started {
@@ -127,12 +150,47 @@ pub fn decode(reading: &mut Reading<'_>, flavour: Flavour, parsed: Parsed) {
         }
     }
     decoder.downs(reading);
+    decoder.bond_members(reading);
     starts(reading);
     for (from, to) in &parsed.renames {
         if let Some(device) = reading.document.find(to) {
             let matching = device.matching.get_or_insert_with(Match::default);
-            matching.name = Some(from.clone());
+            match Pattern::parse(from) {
+                Some(pattern) => matches_of(matching, &pattern),
+                None => matching.name = Some(from.clone()),
+            }
             device.set_name = Some(to.clone());
+        }
+    }
+    for (pattern, _) in &parsed.patterns {
+        let Some(logical) = &pattern.logical else {
+            continue;
+        };
+        match reading.document.find(logical) {
+            Some(device) => {
+                matches_of(device.matching.get_or_insert_with(Match::default), pattern);
+            }
+            None => {
+                let message = format!("{logical} is to be started and has no stanza");
+                reading.warn(b"etc/network/interfaces", None, message);
+            }
+        }
+    }
+    // netplan wants an id and a parent; without them it is no VLAN it could type.
+    let vlans = reading.document.devices.iter();
+    let untyped: Vec<String> = vlans
+        .filter(|((section, _), d)| {
+            *section == Section::Vlans && (d.id.is_none() || d.link.is_none())
+        })
+        .map(|((_, id), _)| id.0.clone())
+        .filter(|id| kinds.contains_key(id))
+        .collect();
+    for id in untyped {
+        let key = (Section::Vlans, Natural(id.clone()));
+        if let Some(device) = reading.document.devices.remove(&key) {
+            let message = format!("{id}: a VLAN without a derivable id or parent");
+            reading.warn(b"etc/network/interfaces", None, message);
+            reading.document.add_untyped(&id, "vlan", &device);
         }
     }
     for (id, kind) in others {
@@ -152,6 +210,16 @@ pub fn decode(reading: &mut Reading<'_>, flavour: Flavour, parsed: Parsed) {
             let message = format!("{name} is to be started and has no stanza");
             reading.warn(b"etc/network/interfaces", None, message);
         }
+    }
+}
+
+/// Puts a pattern's condition in.
+fn matches_of(matching: &mut Match, pattern: &Pattern) {
+    if let Some(name) = &pattern.name {
+        matching.name = Some(name.clone());
+    }
+    if let Some(mac) = pattern.mac.as_deref().and_then(address::mac) {
+        matching.macaddress = Some(mac);
     }
 }
 
@@ -404,6 +472,8 @@ struct Decoder {
     tables: Tables,
     /// `down` lines that may mirror an `up` line: device, option.
     hooks: Vec<(String, Opt)>,
+    /// Bond options on members: bond, member, option.
+    member_options: Vec<(String, String, Opt)>,
     has_inet_mtu: BTreeSet<String>,
 }
 
@@ -844,6 +914,7 @@ impl Decoder {
         let number = value.parse::<u32>().ok();
         let device = reading.document.device(section, id);
         let done = match name {
+            _ if value.is_empty() => false,
             "mtu" => match number {
                 Some(mtu) if v6 && self.has_inet_mtu.contains(id) => {
                     device.ipv6_mtu = Some(mtu);
@@ -1047,9 +1118,11 @@ impl Decoder {
                         name.get(5..).unwrap_or_default(),
                         value,
                     )
-                } else if stanza.options.iter().any(|o| o.name == "bond-master") {
-                    // Repeated on members; what counts stands on the bond.
-                    return State::Implied;
+                } else if let Some(master) = stanza.options.iter().find(|o| o.name == "bond-master")
+                {
+                    let (master, member) = (master.value.clone(), id.to_owned());
+                    self.member_options.push((master, member, option.clone()));
+                    return State::Mapped;
                 } else {
                     false
                 }
@@ -1115,6 +1188,24 @@ impl Decoder {
                 State::Mapped
             }
             _ => self.keep(reading, id, option, Effect::Script),
+        }
+    }
+
+    /// Bond options on members mostly repeat those of the bond; what the bond itself does not say
+    /// counts as well.
+    fn bond_members(&mut self, reading: &mut Reading<'_>) {
+        for (master, member, option) in std::mem::take(&mut self.member_options) {
+            let mut said = serde_json::Map::new();
+            let word = option.name.get(5..).unwrap_or_default();
+            let known = bond::set(&mut said, word, option.value.trim());
+            let slot = said.into_iter().next().and_then(|(key, value)| {
+                let device = reading.document.device(Section::Bonds, &master);
+                let there = device.parameters.entry(key).or_insert(value.clone());
+                (*there == value).then_some(())
+            });
+            if !known || slot.is_none() {
+                self.keep(reading, &member, &option, Effect::Behaviour);
+            }
         }
     }
 
@@ -1199,6 +1290,11 @@ fn is_known(name: &str) -> bool {
                 | "vrf"
                 | "vrf-table"
                 | "endpoint"
+                | "local"
+                | "ttl"
+                | "mode"
+                | "hostname"
+                | "slaves"
         )
 }
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use super::super::super::address;
 use super::super::super::api::{EntryKind, MAX_INCLUDE_DEPTH, NetworkFiles, Reading, text};
 use super::super::super::ledger::{SourceId, State};
 use super::super::super::model::{Effect, Unmapped};
@@ -17,6 +18,9 @@ const MAX_STANZAS: usize = 4096;
 
 /// Most options of all stanzas.
 const MAX_OPTIONS: usize = 100_000;
+
+/// Most patterns of `auto` and `allow-hotplug`.
+const MAX_PATTERNS: usize = 256;
 
 /// Most files one pattern stands for.
 const MAX_MATCHES: usize = 4096;
@@ -73,6 +77,8 @@ pub struct Parsed {
     pub auto: BTreeSet<String>,
     /// Names of `allow-hotplug`.
     pub hotplug: BTreeSet<String>,
+    /// Patterns of `auto` and `allow-hotplug`; whether the latter.
+    pub patterns: Vec<(Pattern, bool)>,
     /// Renames: from, to.
     pub renames: Vec<(String, String)>,
     /// Whether there is a `mapping`.
@@ -80,6 +86,53 @@ pub struct Parsed {
     /// Logical names of `map` lines.
     pub logical: BTreeSet<String>,
     options: usize,
+    /// The quote a secret's value opens and does not close: what follows may belong to it.
+    open_secret: Option<char>,
+}
+
+/// A pattern of `auto`, `allow-hotplug` or `rename`: `[VARIABLE]/VALUE[/OPTIONS][=LOGICAL]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern {
+    /// Shell pattern of the interface's name, if the pattern is about that.
+    pub name: Option<String>,
+    /// The interface's MAC as written, if the pattern is about that.
+    pub mac: Option<String>,
+    /// The stanza that is used.
+    pub logical: Option<String>,
+}
+
+impl Pattern {
+    /// `None` if a word is no pattern, or one about something else than name and MAC.
+    pub fn parse(word: &str) -> Option<Self> {
+        let (left, logical) = match word.split_once('=') {
+            Some((left, logical)) => (left, Some(logical.to_owned())),
+            None => (word, None),
+        };
+        // `/mac/…` is written as well.
+        let left = match left.strip_prefix("/mac/") {
+            Some(value) => format!("mac/{value}"),
+            None => left.to_owned(),
+        };
+        let (variable, value) = left.split_once('/')?;
+        let value = match value.split_once('/') {
+            None | Some((_, "")) => value.trim_end_matches('/').to_owned(),
+            // Options choose one of several interfaces.
+            Some(_) => return None,
+        };
+        let (name, mac) = match variable {
+            _ if value.is_empty() => return None,
+            "" => (Some(value), None),
+            "mac" => (None, Some(value)),
+            _ => return None,
+        };
+        Some(Self { name, mac, logical })
+    }
+
+    /// Whether the pattern is about a name and that name fits.
+    pub fn fits(&self, interface: &str) -> bool {
+        let fits = |p: &String| matches(p.as_bytes(), interface.as_bytes());
+        self.name.as_ref().is_some_and(fits)
+    }
 }
 
 enum Current {
@@ -263,6 +316,20 @@ fn line(
     let first = words.next().unwrap_or_default();
     let rest: Vec<&str> = words.collect();
     let value = logical.text.get(first.len()..).unwrap_or_default().trim();
+    if let Some(quote) = parsed.open_secret {
+        if logical.text.contains(quote) {
+            parsed.open_secret = None;
+        }
+        unmapped(reading, place, None, None, "", Effect::Secret);
+        reading.mark(place.source, place.range.clone(), State::Unmapped);
+        return included;
+    }
+    if is_secret(first)
+        && let Some(quote) = value.chars().next().filter(|c| matches!(c, '"' | '\''))
+        && value.matches(quote).count() == 1
+    {
+        parsed.open_secret = Some(quote);
+    }
     let state = match first {
         "auto" | "allow-auto" if rest.is_empty() => match (&current, parsed.stanzas.last()) {
             (Current::Iface, Some(stanza)) => {
@@ -280,16 +347,28 @@ fn line(
         },
         "auto" | "allow-auto" | "allow-hotplug" => {
             *current = Current::Nothing;
-            let patterns: Vec<&&str> = rest.iter().filter(|n| n.starts_with('/')).collect();
+            let hot = first == "allow-hotplug";
+            let mut complete = true;
             for name in &rest {
-                let set = if first == "allow-hotplug" {
-                    &mut parsed.hotplug
+                if !name.contains('/') {
+                    let set = if hot {
+                        &mut parsed.hotplug
+                    } else {
+                        &mut parsed.auto
+                    };
+                    set.insert((*name).to_owned());
+                } else if let Some(pattern) = Pattern::parse(name)
+                    && parsed.patterns.len() < MAX_PATTERNS
+                {
+                    // netplan has no word for a pattern of MACs.
+                    let mac = pattern.mac.as_deref();
+                    complete &= mac.is_none_or(|m| address::mac(m).is_some());
+                    parsed.patterns.push((pattern, hot));
                 } else {
-                    &mut parsed.auto
-                };
-                set.insert((*name).to_owned());
+                    complete = false;
+                }
             }
-            if patterns.is_empty() {
+            if complete {
                 State::Mapped
             } else {
                 unmapped(reading, place, None, Some(first), value, Effect::Behaviour);
@@ -478,7 +557,11 @@ pub fn unmapped(
     value: &str,
     effect: Effect,
 ) {
-    let hidden = mentions_secret(value) || key.is_some_and(is_secret);
+    // `wpa-key-mgmt WPA-PSK` names a method, not a key.
+    let method = key.is_some_and(|k| k.replace('_', "-").ends_with("key-mgmt"));
+    let hidden = effect == Effect::Secret
+        || (mentions_secret(value) && !method)
+        || key.is_some_and(is_secret);
     reading.unmapped(Unmapped {
         file: place.path.to_string(),
         line: Some(place.line),
@@ -500,6 +583,8 @@ pub fn is_secret(name: &str) -> bool {
         "secret",
         "private-key-passwd",
         "wireless-key",
+        "wireless-enc",
+        "preshared",
         "wep-key",
     ]
     .iter()
@@ -647,6 +732,29 @@ fn class(pattern: &[u8], at: usize, c: u8) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn interface_patterns() {
+        let shown = |word| {
+            Pattern::parse(word).map(|p| {
+                [p.name, p.mac, p.logical]
+                    .map(|part| part.unwrap_or_default())
+                    .join(" ")
+            })
+        };
+        for (word, want) in [
+            ("/eth*", Some("eth*  ")),
+            ("/eth*=lan", Some("eth*  lan")),
+            ("mac/52:54:*=lan", Some(" 52:54:* lan")),
+            ("/mac/52:54:00:1:2:3=lan", Some(" 52:54:00:1:2:3 lan")),
+            ("/eth*/1=lan", None),
+            ("speed/1000=lan", None),
+            ("/", None),
+            ("eth0", None),
+        ] {
+            assert_eq!(shown(word).as_deref(), want, "{word}");
+        }
+    }
 
     #[test]
     fn patterns() {
