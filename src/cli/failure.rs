@@ -98,6 +98,15 @@ impl Failure {
         })
     }
 
+    /// Whether an error of the host in the chain answers to `test`.
+    pub fn has_io_error(&self, test: impl Fn(&io::Error) -> bool) -> bool {
+        self.error.chain().any(|e| {
+            e.downcast_ref::<io::Error>().is_some_and(&test)
+                || e.downcast_ref::<rustix::io::Errno>()
+                    .is_some_and(|e| test(&io::Error::from(*e)))
+        })
+    }
+
     /// Says on stderr what failed; returns the exit status.
     pub fn report(&self) -> Exit {
         if self.is_broken_pipe() {

@@ -3,11 +3,13 @@
 //! | module | responsibility |
 //! |---|---|
 //! | [`args`] | the definition of the command line, from which help, manual and completions come |
+//! | [`destination`] | writing a hostile tree into a directory of the host |
 //! | [`entry`] | one file of the guest as text and as JSON |
 //! | [`exit`] | exit statuses |
 //! | [`failure`] | what a verb fails with: an error chain, an exit status, a hint |
 //! | [`glob`] | shell patterns |
 //! | [`output`] | stdout: text, tables, JSON, raw bytes; a broken pipe is success |
+//! | [`progress`] | how far a long copy is |
 //! | [`roots`] | the operating systems of a guest |
 //! | [`session`] | opens the guest and chooses the tree a verb looks at |
 //! | [`text`] | how modes, times, sizes and guest names are written |
@@ -20,11 +22,13 @@
 
 pub mod args;
 pub mod command;
+pub mod destination;
 pub mod entry;
 pub mod exit;
 pub mod failure;
 pub mod glob;
 pub mod output;
+pub mod progress;
 pub mod roots;
 pub mod session;
 pub mod text;

@@ -2,6 +2,7 @@
 
 pub mod capabilities;
 pub mod cat;
+pub mod cp;
 pub mod filesystems;
 pub mod find;
 pub mod generate;
@@ -34,6 +35,8 @@ pub enum Command {
     Ls(ls::LsArgs),
     /// Write files to stdout
     Cat(cat::CatArgs),
+    /// Copy files and directories out of the guest
+    Cp(cp::CpArgs),
     /// Show owner, mode, times, extended attributes of files
     Stat(stat::StatArgs),
     /// Find files by name and type
@@ -69,6 +72,7 @@ pub fn run(command: Command, log: &LogArgs, out: &mut Output) -> Outcome {
         Command::Umount(args) => umount::run(&args),
         Command::Ls(args) => ls::run(&args, out),
         Command::Cat(args) => cat::run(&args, out),
+        Command::Cp(args) => cp::run(&args, log),
         Command::Stat(args) => stat::run(&args, out),
         Command::Find(args) => find::run(&args, out),
         Command::Info(args) => info::run(&args, out),
