@@ -26,6 +26,19 @@ pub enum TableKind {
     Mbr,
 }
 
+impl TableKind {
+    /// Every scheme that [`find_table`] knows.
+    pub const ALL: [Self; 2] = [Self::Gpt, Self::Mbr];
+
+    /// Its name: `gpt`, `mbr`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gpt => "gpt",
+            Self::Mbr => "mbr",
+        }
+    }
+}
+
 /// A disk's partition table.
 #[derive(Clone, Debug, Serialize)]
 pub struct Table {

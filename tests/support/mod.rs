@@ -9,6 +9,7 @@
 
 pub mod ext;
 pub mod fuzz;
+pub mod guest;
 pub mod mount;
 pub mod walk;
 

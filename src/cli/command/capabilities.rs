@@ -1,13 +1,16 @@
 //! `guestlens capabilities`: what this build can do, from the tables it works with.
 
 use clap::{Args, CommandFactory as _};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::cli::args::Cli;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Outcome;
 use crate::cli::output::Output;
+use crate::formats::detect::FORMATS;
 use crate::fs::api::drivers;
+use crate::network::codec;
+use crate::volumes::TableKind;
 
 /// Arguments of `capabilities`.
 #[derive(Args, Debug)]
@@ -22,23 +25,44 @@ pub struct CapabilitiesArgs {
 /// # Errors
 /// Of writing.
 pub fn run(args: &CapabilitiesArgs, out: &mut Output) -> Outcome {
-    let filesystems: Vec<&str> = drivers().iter().map(|d| d.name()).collect();
     let verbs: Vec<String> = Cli::command()
         .get_subcommands()
         .filter(|c| !c.is_hide_set())
         .map(|c| c.get_name().to_owned())
         .collect();
+    let lists: [(&str, Vec<String>); 5] = [
+        (
+            "formats",
+            FORMATS.iter().map(|(name, _)| (*name).to_owned()).collect(),
+        ),
+        (
+            "partition-tables",
+            TableKind::ALL.iter().map(|k| k.name().to_owned()).collect(),
+        ),
+        (
+            "filesystems",
+            drivers().iter().map(|d| d.name().to_owned()).collect(),
+        ),
+        (
+            "network",
+            codec::NAMES.iter().map(|name| (*name).to_owned()).collect(),
+        ),
+        ("verbs", verbs),
+    ];
     if args.json {
-        out.json(&json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "filesystems": filesystems,
-            "verbs": verbs,
-            "writes": [],
-        }))?;
+        let mut object = Map::new();
+        object.insert("version".into(), json!(env!("CARGO_PKG_VERSION")));
+        for (name, list) in lists {
+            object.insert(name.into(), json!(list));
+        }
+        // No layer below writes yet; the key is there so that callers can ask before they rely.
+        object.insert("writes".into(), json!([]));
+        out.json(&Value::Object(object))?;
     } else {
         out.line(format!("version: {}", env!("CARGO_PKG_VERSION")))?;
-        out.line(format!("filesystems: {}", filesystems.join(" ")))?;
-        out.line(format!("verbs: {}", verbs.join(" ")))?;
+        for (name, list) in lists {
+            out.line(format!("{name}: {}", list.join(" ")))?;
+        }
         out.line("writes: nothing")?;
     }
     Ok(Exit::Done)

@@ -12,3 +12,6 @@ pub mod bond;
 pub mod bridge;
 pub mod ifcfg;
 pub mod interfaces;
+
+/// Names of the native formats that are translated, as `guest.stacks` calls them.
+pub const NAMES: [&str; 2] = ["ifcfg", "interfaces"];
