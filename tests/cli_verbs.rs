@@ -184,7 +184,7 @@ fn several_images_are_one_guest() {
     shell(
         dir,
         r#"
-mkdir -p a/etc a/usr a/data b; printf '/dev/sda / ext4\n/dev/vdb /data ext4\n' > a/etc/fstab; echo two > b/two
+mkdir -p a/etc a/bin a/data b; printf '/dev/sda / ext4\n/dev/vdb /data ext4\n' > a/etc/fstab; echo two > b/two
 mke2fs -q -F -t ext4 -d a one.img 8M; mke2fs -q -F -t ext2 -d b two.img 8M"#,
     );
     let (one, two) = (dir.join("one.img"), dir.join("two.img"));

@@ -12,7 +12,7 @@ use guestlens::fs::{
     InodeNo, Result, Timestamp,
 };
 use guestlens::guest::GuestView;
-use guestlens::inspect::{System, facts_of};
+use guestlens::inspect::System;
 use guestlens::meta;
 use support::fuzz::{self, Rng, mutate_text};
 
@@ -272,16 +272,8 @@ fn mutated_guests() {
     fuzz::run(100_000, |number, rng| {
         let files = tree(rng);
         let view = GuestView::new(Arc::new(Memory::new(&files)), 0);
-        let (facts, problems) = facts_of(&view);
-        assert!(problems.len() <= 64);
-        let system = System {
-            root: 0,
-            name: "sda1".into(),
-            view: Arc::new(view),
-            facts,
-            fstab: Vec::new(),
-            problems,
-        };
+        let system = System::of_tree(0, "sda1", Arc::new(view));
+        assert!(system.problems().count() <= 64);
         let systems = [system];
         let text = meta::os::shell(&systems);
         assert_eq!(text.lines().count(), 23, "case {number}\n{text}");

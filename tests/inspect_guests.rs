@@ -222,7 +222,7 @@ fn distributions() {
         if got != want {
             wrong.push(format!("{}:\n  got  {got:?}\n  want {want:?}", case.name));
         }
-        assert_eq!(found[0].problems, [], "{}", case.name);
+        assert_eq!(found[0].problems().count(), 0, "{}", case.name);
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
@@ -283,7 +283,7 @@ fn settings_and_where_they_came_from() {
         assert_eq!(fact(key), (value.into(), source.into()), "{key}");
     }
     let kernels: Vec<(&str, &str)> = found[0]
-        .facts
+        .facts()
         .kernels
         .iter()
         .map(|k| (k.value.as_str(), k.source.as_str()))

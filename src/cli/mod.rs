@@ -10,7 +10,6 @@
 //! | [`glob`] | shell patterns |
 //! | [`output`] | stdout: text, tables, JSON, raw bytes; a broken pipe is success |
 //! | [`progress`] | how far a long copy is |
-//! | [`roots`] | the operating systems of a guest |
 //! | [`session`] | opens the guest and chooses the tree a verb looks at |
 //! | [`text`] | how modes, times, sizes and guest names are written |
 //! | [`walk`] | everything below a directory of the guest |
@@ -29,7 +28,6 @@ pub mod failure;
 pub mod glob;
 pub mod output;
 pub mod progress;
-pub mod roots;
 pub mod session;
 pub mod text;
 pub mod walk;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::args::{OpenArgs, ViewArgs};
 use super::complain;
@@ -10,6 +10,8 @@ use super::failure::{Context as _, Failure, Outcome};
 use crate::fs::FileType;
 use crate::guest::view::FollowFinal;
 use crate::guest::{Content, Guest, GuestOptions, GuestView, ImageArgument, Node};
+use crate::inspect::{self, System};
+use crate::meta::problems;
 use crate::ondisk::text::printable;
 
 /// An opened guest.
@@ -18,10 +20,8 @@ pub struct Session {
     pub guest: Guest,
     /// How it was opened.
     pub options: GuestOptions,
+    systems: OnceLock<Vec<System>>,
 }
-
-/// An operating system's tree, named by its root volume.
-pub type Root = (String, Arc<GuestView>);
 
 impl Session {
     /// Opens a set of images.
@@ -34,7 +34,16 @@ impl Session {
         if let Some(id) = &open.snapshot {
             guest = guest.open_snapshot(id, &options)?;
         }
-        Ok(Self { guest, options })
+        Ok(Self {
+            guest,
+            options,
+            systems: OnceLock::new(),
+        })
+    }
+
+    /// The operating systems found, in the order of their root volumes.
+    pub fn systems(&self) -> &[System] {
+        self.systems.get_or_init(|| inspect::systems(&self.guest))
     }
 
     /// Opens the image that is the first argument, or those of `-a`; what is left of the
@@ -56,31 +65,32 @@ impl Session {
         if let Some(name) = &choice.volume {
             return self.volume(name);
         }
-        let mut roots = super::roots::roots(&self.guest);
+        let systems = self.systems();
+        let names = || list(systems.iter().map(|s| s.name.as_str()));
         if let Some(wanted) = &choice.root {
             let by_number = wanted.parse::<usize>().ok().and_then(|n| n.checked_sub(1));
-            let names = list(roots.iter().map(|(name, _)| name.as_str()));
-            let at = roots
+            let found = systems
                 .iter()
-                .position(|(name, _)| name == wanted)
-                .or(by_number.filter(|&n| n < roots.len()));
-            return at.map(|n| roots.swap_remove(n).1).ok_or_else(|| {
+                .find(|s| &s.name == wanted)
+                .or_else(|| systems.get(by_number?));
+            return found.map(|s| Arc::clone(&s.view)).ok_or_else(|| {
                 Failure::new(format!(
                     "there is no operating system {:?}",
                     printable(wanted.as_bytes())
                 ))
-                .with_hint(format!("operating systems found: {names}"))
+                .with_hint(format!("operating systems found: {}", names()))
             });
         }
-        if roots.len() > 1 {
-            let names = list(roots.iter().map(|(name, _)| name.as_str()));
-            return Err(
-                Failure::new(format!("several operating systems were found: {names}"))
-                    .with_hint("--root NAME chooses one, --volume NAME one filesystem by itself"),
-            );
-        }
-        if let Some((_, view)) = roots.pop() {
-            return Ok(view);
+        match systems {
+            [] => {}
+            [only] => return Ok(Arc::clone(&only.view)),
+            _ => {
+                return Err(Failure::new(format!(
+                    "several operating systems were found: {}",
+                    names()
+                ))
+                .with_hint("--root NAME chooses one, --volume NAME one filesystem by itself"));
+            }
         }
         let filesystems: Vec<&str> = self.filesystems().map(|(name, _)| name).collect();
         match filesystems.as_slice() {
@@ -141,7 +151,7 @@ impl Session {
 
     /// Says on stderr what is wrong with the images or inside them.
     pub fn tell_problems(&self) {
-        for problem in self.guest.problems() {
+        for problem in problems::all(&self.guest, self.systems()) {
             complain(&format!("{}: {}", problem.subject, problem.message));
         }
     }

@@ -1,6 +1,6 @@
 //! A guest → its operating systems.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 
@@ -103,16 +103,53 @@ pub struct System {
     pub name: String,
     /// Its tree, assembled from its fstab.
     pub view: Arc<GuestView>,
-    /// What is known about it.
-    pub facts: Facts,
     /// Its fstab.
     pub fstab: Vec<FstabEntry>,
-    /// What could not be found out.
-    pub problems: Vec<Problem>,
+    /// What in the fstab could not be followed.
+    fstab_problems: Vec<Problem>,
+    root_device: Fact,
+    mountpoints: Vec<Fact<Mountpoint>>,
+    /// Read when first asked for: most callers want the tree alone, and want it at once.
+    facts: OnceLock<(Facts, Vec<Problem>)>,
+}
+
+impl System {
+    /// A system of one tree, without looking at its fstab.
+    pub fn of_tree(root: usize, name: &str, view: Arc<GuestView>) -> Self {
+        Self {
+            root,
+            name: name.to_owned(),
+            view,
+            fstab: Vec::new(),
+            fstab_problems: Vec::new(),
+            root_device: Fact::new(name.to_owned(), "/"),
+            mountpoints: Vec::new(),
+            facts: OnceLock::new(),
+        }
+    }
+
+    /// What is known about it.
+    pub fn facts(&self) -> &Facts {
+        &self.examined().0
+    }
+
+    /// What could not be followed or found out.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.fstab_problems.iter().chain(&self.examined().1)
+    }
+
+    fn examined(&self) -> &(Facts, Vec<Problem>) {
+        self.facts.get_or_init(|| {
+            let (mut facts, problems) = facts_of(&self.view);
+            facts.root_device = Some(self.root_device.clone());
+            facts.mountpoints.clone_from(&self.mountpoints);
+            (facts, problems)
+        })
+    }
 }
 
 /// The operating systems of a guest, in the order of their root volumes. Never fails: what cannot
-/// be read is in [`System::problems`].
+/// be read is in [`System::problems`]. The facts themselves are read when asked for.
 pub fn systems(guest: &Guest) -> Vec<System> {
     let mut systems = Vec::new();
     for (root, volume) in guest.volumes().iter().enumerate() {
@@ -128,18 +165,11 @@ pub fn systems(guest: &Guest) -> Vec<System> {
         let Some(assembled) = mounts::assemble(guest, root) else {
             continue;
         };
-        let (mut facts, found) = facts_of(&assembled.view);
-        let mut problems = assembled.problems;
-        problems.extend(found);
-        facts.root_device = Some(Fact::new(volume.name.clone(), "/"));
-        facts.mountpoints = mountpoints(guest, &assembled.view);
         systems.push(System {
-            root,
-            name: volume.name.clone(),
-            view: Arc::new(assembled.view),
-            facts,
+            mountpoints: mountpoints(guest, &assembled.view),
             fstab: assembled.fstab,
-            problems,
+            fstab_problems: assembled.problems,
+            ..System::of_tree(root, &volume.name, Arc::new(assembled.view))
         });
     }
     systems

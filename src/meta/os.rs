@@ -53,7 +53,7 @@ pub fn shell(systems: &[System]) -> String {
             "# {more} more operating systems were found; see os.json.\n"
         )),
     }
-    let f = &system.facts;
+    let f = system.facts();
     let text = |fact: &Option<Fact>| fact.as_ref().map(|f| f.value.clone()).unwrap_or_default();
     let number = |fact: &Option<Fact<u64>>| {
         let value = fact.as_ref().map(|f| f.value.to_string());
@@ -166,10 +166,13 @@ pub fn json(systems: &[System]) -> Value {
 }
 
 fn system(system: &System) -> Value {
-    let mut value = json!(system.facts);
+    let mut value = json!(system.facts());
     if let Some(object) = value.as_object_mut() {
         object.insert("fstab".into(), json!(system.fstab));
-        object.insert("problems".into(), json!(system.problems));
+        object.insert(
+            "problems".into(),
+            json!(system.problems().collect::<Vec<_>>()),
+        );
     }
     value
 }

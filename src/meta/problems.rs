@@ -13,7 +13,7 @@ use crate::ondisk::text::printable;
 pub fn all(guest: &Guest, systems: &[System]) -> Vec<Problem> {
     let mut all = guest.problems().to_vec();
     for system in systems {
-        for problem in &system.problems {
+        for problem in system.problems() {
             let mut problem = problem.clone();
             if systems.len() > 1 {
                 problem.subject = format!("{}:{}", system.name, problem.subject);

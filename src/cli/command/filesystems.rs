@@ -10,7 +10,7 @@ use crate::cli::exit::Exit;
 use crate::cli::failure::Outcome;
 use crate::cli::output::Output;
 use crate::cli::session::Session;
-use crate::cli::{complain, roots, text};
+use crate::cli::{complain, text};
 use crate::fs::FsUsage;
 use crate::guest::{Content, Volume};
 use crate::ondisk::text::printable;
@@ -186,7 +186,6 @@ impl Row {
 
 fn rows(args: &FilesystemsArgs) -> Outcome<(Session, Vec<Row>)> {
     let session = Session::open(&args.open, &args.open.all_images(&args.images)?)?;
-    let roots = roots::roots(&session.guest);
     let rows = session
         .guest
         .volumes()
@@ -194,8 +193,8 @@ fn rows(args: &FilesystemsArgs) -> Outcome<(Session, Vec<Row>)> {
         .enumerate()
         .map(|(index, volume)| {
             let mut row = row(volume);
-            for (_, view) in &roots {
-                for mount in view.mounts().iter().filter(|m| m.volume == index) {
+            for system in session.systems() {
+                for mount in system.view.mounts().iter().filter(|m| m.volume == index) {
                     row.mountpoints.push(printable(&mount.path));
                 }
             }

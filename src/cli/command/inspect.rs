@@ -9,7 +9,6 @@ use crate::cli::exit::Exit;
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::output::Output;
 use crate::cli::session::Session;
-use crate::inspect;
 use crate::meta::os;
 
 /// Arguments of `inspect`.
@@ -34,16 +33,16 @@ pub struct InspectArgs {
 /// If the guest cannot be opened or holds no operating system.
 pub fn run(args: &InspectArgs, out: &mut Output) -> Outcome {
     let session = Session::open(&args.open, &args.open.all_images(&args.images)?)?;
-    let systems = inspect::systems(&session.guest);
+    let systems = session.systems();
     if args.json {
-        out.json(&os::json(&systems))?;
+        out.json(&os::json(systems))?;
     }
     if systems.is_empty() {
         return Err(Failure::new("no operating system was found")
             .with_hint("`guestlens filesystems` shows what is there"));
     }
     if !args.json {
-        out.bytes(os::shell(&systems).as_bytes())?;
+        out.bytes(os::shell(systems).as_bytes())?;
     }
     Ok(Exit::Done)
 }
