@@ -55,7 +55,10 @@ impl NetworkFiles for ViewFiles<'_> {
             Err(error) => error,
         };
         Err(match failure.kind() {
-            FsErrorKind::NotFound | FsErrorKind::NotDirectory => ReadFailure::Missing,
+            // Links in a ring lead nowhere as well.
+            FsErrorKind::NotFound | FsErrorKind::NotDirectory | FsErrorKind::Loop => {
+                ReadFailure::Missing
+            }
             FsErrorKind::TooLarge => ReadFailure::TooLarge,
             _ => ReadFailure::Failed(printable(failure.to_string().as_bytes())),
         })

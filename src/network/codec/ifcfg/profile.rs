@@ -35,29 +35,43 @@ pub struct Profile {
     dead: bool,
     dialect: Dialect,
     /// Bytes behind an open quote of a secret: whatever they are, they may be its rest.
-    tainted: Option<std::ops::Range<usize>>,
+    tainted: Vec<std::ops::Range<usize>>,
 }
 
-/// The bytes a secret's open quote may run over: to the next quote of its kind, or to the end.
-fn tainted(bytes: &[u8], statements: &[Statement]) -> Option<std::ops::Range<usize>> {
-    let (open, quote) = statements.iter().find_map(|s| {
-        let secret = match &s.kind {
+/// The bytes secrets' open quotes may run over: to the next quote of their kind, or to the end.
+/// In order, without overlap.
+fn tainted(bytes: &[u8], statements: &[Statement]) -> Vec<std::ops::Range<usize>> {
+    let mut ranges: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut done = 0;
+    for statement in statements {
+        let start = statement.range.end;
+        let secret = match &statement.kind {
             Kind::Assignment {
                 key,
                 value: Value::Broken(_),
             } => is_secret(key),
-            Kind::Command(raw) => mentions_secret(&text(raw)),
+            Kind::Command(raw) => start > done && mentions_secret(&text(raw)),
             _ => false,
         };
-        let own = bytes.get(s.range.clone())?;
-        let odd = |quote: &&u8| own.iter().filter(|b| b == quote).count() % 2 == 1;
-        let quote = [b'"', b'\''].iter().find(odd).copied();
-        Some((s, quote.filter(|_| secret)?))
-    })?;
-    let behind = bytes.get(open.range.end..)?;
-    let len = behind.iter().position(|b| *b == quote);
-    let end = len.map_or(bytes.len(), |n| open.range.end.saturating_add(n));
-    Some(open.range.end..end.saturating_add(1))
+        let own = bytes.get(statement.range.clone()).unwrap_or_default();
+        let odd = |quote: &u8| own.iter().filter(|b| *b == quote).count() % 2 == 1;
+        let Some(quote) = [b'"', b'\''].into_iter().find(odd) else {
+            continue;
+        };
+        if !secret || start <= done {
+            continue;
+        }
+        let behind = bytes.get(start..).unwrap_or_default();
+        let mut escaped = false;
+        let len = behind.iter().position(|b| {
+            let closes = *b == quote && !escaped;
+            escaped = *b == b'\\' && !escaped;
+            closes
+        });
+        done = len.map_or(bytes.len(), |n| start.saturating_add(n).saturating_add(1));
+        ranges.push(start..done);
+    }
+    ranges
 }
 
 impl Profile {
@@ -229,10 +243,9 @@ impl Profile {
     pub fn account(&self, reading: &mut Reading<'_>) {
         for (n, statement) in self.statements.iter().enumerate() {
             let line = statement.line;
-            let may_be_secret = self
-                .tainted
-                .as_ref()
-                .is_some_and(|t| t.contains(&statement.range.start));
+            let at = statement.range.start;
+            let before = self.tainted.partition_point(|t| t.end <= at);
+            let may_be_secret = self.tainted.get(before).is_some_and(|t| t.contains(&at));
             let taken = match &statement.kind {
                 Kind::Assignment { key, .. } => self.marks.get(key).is_some_and(|m| m.mapped),
                 _ => false,
