@@ -9,6 +9,7 @@
 //! | [`failure`] | what a verb fails with: an error chain, an exit status, a hint |
 //! | [`glob`] | shell patterns |
 //! | [`output`] | stdout: text, tables, JSON, raw bytes; a broken pipe is success |
+//! | [`pax`] | headers and records of tar archives |
 //! | [`progress`] | how far a long copy is |
 //! | [`session`] | opens the guest and chooses the tree a verb looks at |
 //! | [`text`] | how modes, times, sizes and guest names are written |
@@ -27,6 +28,7 @@ pub mod exit;
 pub mod failure;
 pub mod glob;
 pub mod output;
+pub mod pax;
 pub mod progress;
 pub mod session;
 pub mod text;

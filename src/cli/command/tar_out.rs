@@ -2,7 +2,8 @@
 //!
 //! POSIX.1-2001 pax format: each member has an extended header with its exact time, and with what
 //! the 1988 header cannot hold (names beyond 100 bytes, numbers beyond octal fields, extended
-//! attributes as `SCHILY.xattr.*`, which GNU tar, bsdtar and star read). Names are bytes.
+//! attributes as `SCHILY.xattr.*` and ACLs as `SCHILY.acl.*`, which GNU tar, bsdtar and star
+//! read). Files with holes are members of GNU's sparse format 1.0. Names are bytes.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -15,19 +16,17 @@ use crate::cli::complain;
 use crate::cli::exit::Exit;
 use crate::cli::failure::{Context as _, Failure, Outcome};
 use crate::cli::output::Output;
+use crate::cli::pax::{self, BLOCK, SparseMap, record};
 use crate::cli::session::{self, Session};
 use crate::cli::text::host_path;
 use crate::cli::walk::{Step, walk};
-use crate::fs::{Attributes, FileType};
+use crate::fs::{Attributes, FileSystem, FileType};
 use crate::guest::view::FollowFinal;
 use crate::guest::{GuestView, Node};
 use crate::ondisk::text::printable;
 
 /// Bytes read at once.
 const CHUNK: usize = 1 << 20;
-
-/// Unit of a tar archive.
-const BLOCK: usize = 512;
 
 /// Arguments of `tar-out`.
 #[derive(Args, Debug)]
@@ -67,48 +66,54 @@ pub fn run(args: &TarOutArgs, out: &mut Output) -> Outcome {
         Some(file) => {
             let created = std::fs::File::create_new(file).context(|| host_path(file))?;
             let mut out = Output::new(Box::new(created));
-            let exit = archive(&view, path, start, &mut out).context(|| host_path(file))?;
-            out.finish().context(|| host_path(file))?;
-            Ok(exit)
+            let written = archive(&view, path, start, &mut out)
+                .and_then(|exit| out.finish().map(|()| exit))
+                .context(|| host_path(file));
+            if written.is_err() {
+                let _ = std::fs::remove_file(file);
+            }
+            written
         }
     }
 }
 
 fn archive(view: &GuestView, path: &[u8], start: Node, out: &mut Output) -> Outcome {
-    let mut exit = Exit::Done;
-    let mut links: HashMap<Node, Vec<u8>> = HashMap::new();
-    walk(view, path, start, None, &mut |step| {
-        let (from, below, node, a) = match step {
-            Step::File {
-                path,
-                below,
-                node,
-                attributes,
-            } => (path, below, node, attributes),
-            Step::Failed(failure) => {
-                complain(&failure.line());
-                exit = Exit::Partial;
-                return Ok(());
-            }
-        };
-        let name = match (below.is_empty(), a.file_type) {
-            (true, FileType::Directory) => b"./".to_vec(),
-            (true, _) => session::base_name(from).to_vec(),
-            (false, FileType::Directory) => [b"./", below, b"/"].concat(),
-            (false, _) => [b"./", below].concat(),
-        };
-        match member(view, node, a, &name, &mut links, out) {
-            Ok(()) => Ok(()),
-            Err(Stopped::Writing(failure)) => Err(failure),
-            Err(Stopped::Reading(failure)) => {
-                complain(&failure.within(printable(from)).line());
-                exit = Exit::Partial;
-                Ok(())
+    let mut archive = Archive {
+        view,
+        out,
+        links: HashMap::new(),
+        buffer: vec![0; CHUNK],
+        exit: Exit::Done,
+    };
+    walk(view, path, start, None, &mut |step| match step {
+        Step::File {
+            path,
+            below,
+            node,
+            attributes,
+        } => {
+            let name = match (below.is_empty(), attributes.file_type) {
+                (true, FileType::Directory) => b"./".to_vec(),
+                (true, _) => session::base_name(path).to_vec(),
+                (false, FileType::Directory) => [b"./", below, b"/"].concat(),
+                (false, _) => [b"./", below].concat(),
+            };
+            match archive.member(node, attributes, &name) {
+                Ok(()) => Ok(()),
+                Err(Stopped::Writing(failure)) => Err(failure),
+                Err(Stopped::Reading(failure)) => {
+                    archive.tell(&failure.within(printable(path)));
+                    Ok(())
+                }
             }
         }
+        Step::Failed(failure) => {
+            archive.tell(&failure);
+            Ok(())
+        }
     })?;
-    out.bytes(&[0; 2 * BLOCK])?;
-    Ok(exit)
+    archive.out.bytes(&[0; 2 * BLOCK])?;
+    Ok(archive.exit)
 }
 
 enum Stopped {
@@ -122,201 +127,215 @@ fn reading(error: impl Into<Failure>) -> Stopped {
     Stopped::Reading(error.into())
 }
 
-fn member(
-    view: &GuestView,
-    node: Node,
-    a: &Attributes,
-    name: &[u8],
-    links: &mut HashMap<Node, Vec<u8>>,
-    out: &mut Output,
-) -> Result<(), Stopped> {
-    let fs = view.fs(node).map_err(reading)?;
-    let mut linked: Vec<u8> = Vec::new();
-    let mut size = 0u64;
-    let type_flag = match a.file_type {
-        FileType::Socket => return Err(reading(Failure::new("a socket; tar has no type for it"))),
-        FileType::Directory => b'5',
-        _ if a.nlink > 1 && links.contains_key(&node) => {
-            linked = links.get(&node).cloned().unwrap_or_default();
-            b'1'
-        }
-        FileType::Regular => {
-            size = a.size;
-            b'0'
-        }
-        FileType::Symlink => {
-            linked = view.read_link(node).map_err(reading)?;
-            b'2'
-        }
-        FileType::CharDevice => b'3',
-        FileType::BlockDevice => b'4',
-        FileType::Fifo => b'6',
-    };
-    let mut pax = Vec::new();
-    if name.len() > 100 {
-        record(&mut pax, b"path", name);
+struct Archive<'a> {
+    view: &'a GuestView,
+    out: &'a mut Output,
+    /// First names of files that have several.
+    links: HashMap<Node, Vec<u8>>,
+    buffer: Vec<u8>,
+    exit: Exit,
+}
+
+impl Archive<'_> {
+    fn tell(&mut self, failure: &Failure) {
+        complain(&failure.line());
+        self.exit = Exit::Partial;
     }
-    if linked.len() > 100 {
-        record(&mut pax, b"linkpath", &linked);
-    }
-    for (key, value) in [
-        ("size", size),
-        ("uid", u64::from(a.uid)),
-        ("gid", u64::from(a.gid)),
-    ] {
-        if value
-            > if key == "size" {
-                0o77_777_777_777
-            } else {
-                0o7_777_777
+
+    fn member(&mut self, node: Node, a: &Attributes, name: &[u8]) -> Result<(), Stopped> {
+        let fs = self.view.fs(node).map_err(reading)?;
+        let (mut linked, mut map, mut unread) = (Vec::new(), SparseMap::default(), None);
+        let type_flag = match a.file_type {
+            FileType::Socket => {
+                return Err(reading(Failure::new("a socket; tar has no type for it")));
             }
-        {
-            record(&mut pax, key.as_bytes(), value.to_string().as_bytes());
-        }
-    }
-    record(
-        &mut pax,
-        b"mtime",
-        seconds(a.mtime.secs, a.mtime.nanos).as_bytes(),
-    );
-    if type_flag != b'1' {
-        for key in fs.xattr_names(node.ino).map_err(reading)? {
-            // A name with `=` cannot be told from its value.
-            if key.contains(&b'=') {
-                complain(&format!(
-                    "{}: xattr {} left out",
-                    printable(name),
-                    printable(&key)
-                ));
-                continue;
+            FileType::Directory => b'5',
+            _ if a.nlink > 1 && self.links.contains_key(&node) => {
+                linked = self.links.get(&node).cloned().unwrap_or_default();
+                b'1'
             }
-            let value = fs.xattr(node.ino, &key).map_err(reading)?;
+            FileType::Regular => {
+                unread = find_data(fs.as_ref(), a, &mut map).err();
+                b'0'
+            }
+            FileType::Symlink => {
+                linked = self.view.read_link(node).map_err(reading)?;
+                b'2'
+            }
+            FileType::CharDevice => b'3',
+            FileType::BlockDevice => b'4',
+            FileType::Fifo => b'6',
+        };
+        let sparse = map.data_len() < a.size && type_flag == b'0';
+        let front = if sparse {
+            map.encode(a.size)
+        } else {
+            Vec::new()
+        };
+        let size = map.data_len().saturating_add(front.len() as u64);
+
+        let mut pax = Vec::new();
+        let shown = if sparse {
+            record(&mut pax, b"GNU.sparse.major", b"1");
+            record(&mut pax, b"GNU.sparse.minor", b"0");
+            record(&mut pax, b"GNU.sparse.name", name);
             record(
                 &mut pax,
-                &[b"SCHILY.xattr.", key.as_slice()].concat(),
-                &value,
+                b"GNU.sparse.realsize",
+                a.size.to_string().as_bytes(),
             );
-        }
-    }
-    let writing = Stopped::Writing;
-    let pax_len = pax.len() as u64;
-    out.bytes(&header(b"././@PaxHeader", b"", a, pax_len, b'x'))
-        .map_err(writing)?;
-    padded(&pax, out).map_err(writing)?;
-    out.bytes(&header(name, &linked, a, size, type_flag))
-        .map_err(writing)?;
-    if a.nlink > 1 && type_flag != b'5' {
-        links.entry(node).or_insert_with(|| name.to_vec());
-    }
-    if type_flag == b'0' {
-        content(view, node, size, out)
-    } else {
-        Ok(())
-    }
-}
-
-/// Exactly `size` bytes and the padding. What cannot be read becomes zeroes, and is an error in
-/// the end: a member must be as long as its header says.
-fn content(view: &GuestView, node: Node, size: u64, out: &mut Output) -> Result<(), Stopped> {
-    let fs = view.fs(node).map_err(reading)?;
-    let mut buffer = vec![0; CHUNK];
-    let (mut at, mut failed) = (0u64, None);
-    while at < size {
-        let want = usize::try_from(size - at).unwrap_or(CHUNK).min(CHUNK);
-        let part = buffer.get_mut(..want).unwrap_or_default();
-        let got = match fs.read_at(node.ino, at, part) {
-            Ok(got) if got > 0 => got,
-            Ok(_) => {
-                part.fill(0);
-                failed.get_or_insert_with(|| Failure::new(format!("ends at byte {at}")));
-                want
-            }
-            Err(error) => {
-                part.fill(0);
-                let context = format!("bytes from {at} are zeroes in the archive");
-                failed.get_or_insert_with(|| Failure::from(error).within(context));
-                want
-            }
+            // For those who do not know the format: not the name of the real file.
+            [b"./GNUSparseFile.0/", session::base_name(name)].concat()
+        } else {
+            name.to_vec()
         };
-        out.bytes(part.get(..got).unwrap_or_default())
-            .map_err(Stopped::Writing)?;
-        at = at.saturating_add(got as u64);
-    }
-    let rest = usize::try_from(size.next_multiple_of(BLOCK as u64) - size).unwrap_or(0);
-    out.bytes([0; BLOCK].get(..rest).unwrap_or_default())
-        .map_err(Stopped::Writing)?;
-    failed.map_or(Ok(()), |failure| Err(Stopped::Reading(failure)))
-}
-
-fn padded(bytes: &[u8], out: &mut Output) -> Outcome<()> {
-    out.bytes(bytes)?;
-    let rest = bytes.len().next_multiple_of(BLOCK) - bytes.len();
-    out.bytes([0; BLOCK].get(..rest).unwrap_or_default())
-}
-
-/// `LENGTH KEY=VALUE\n`, where LENGTH counts itself.
-fn record(pax: &mut Vec<u8>, key: &[u8], value: &[u8]) {
-    let body = key.len() + value.len() + 3;
-    let mut len = body + 1;
-    while body + len.to_string().len() != len {
-        len = body + len.to_string().len();
-    }
-    pax.extend_from_slice(len.to_string().as_bytes());
-    pax.push(b' ');
-    pax.extend_from_slice(key);
-    pax.push(b'=');
-    pax.extend_from_slice(value);
-    pax.push(b'\n');
-}
-
-/// Seconds with a fraction, also before 1970.
-fn seconds(secs: i64, nanos: u32) -> String {
-    if secs < 0 && nanos > 0 {
-        let whole = secs.saturating_add(1);
-        let sign = if whole == 0 { "-" } else { "" };
-        return format!(
-            "{sign}{whole}.{:09}",
-            1_000_000_000u32.saturating_sub(nanos)
-        );
-    }
-    format!("{secs}.{nanos:09}")
-}
-
-fn header(name: &[u8], linked: &[u8], a: &Attributes, size: u64, type_flag: u8) -> [u8; BLOCK] {
-    let mut h = [0; BLOCK];
-    let mut put = |at: usize, max: usize, bytes: &[u8]| {
-        let bytes = bytes.get(..bytes.len().min(max)).unwrap_or_default();
-        if let Some(field) = h.get_mut(at..at + bytes.len()) {
-            field.copy_from_slice(bytes);
+        self.names(&mut pax, &shown, &linked);
+        numbers(&mut pax, a, size);
+        if type_flag != b'1'
+            && let Err(failure) = self.xattrs(&mut pax, fs.as_ref(), a)
+        {
+            self.tell(&failure.within(printable(name)));
         }
-    };
-    // A number too large for its field is in the pax header.
-    let octal = |digits: usize, value: u64| {
-        let most = (1u64 << (3 * digits)) - 1;
-        format!("{:0digits$o}", if value > most { 0 } else { value })
-    };
-    put(0, 100, name);
-    put(100, 8, octal(7, u64::from(a.permissions)).as_bytes());
-    put(108, 8, octal(7, u64::from(a.uid)).as_bytes());
-    put(116, 8, octal(7, u64::from(a.gid)).as_bytes());
-    put(124, 12, octal(11, size).as_bytes());
-    put(
-        136,
-        12,
-        octal(11, u64::try_from(a.mtime.secs).unwrap_or(0)).as_bytes(),
-    );
-    put(148, 8, b"        ");
-    put(156, 1, &[type_flag]);
-    put(157, 100, linked);
-    put(257, 8, b"ustar\x0000");
-    if let Some(device) = a.device {
-        put(329, 8, octal(7, u64::from(device.major)).as_bytes());
-        put(337, 8, octal(7, u64::from(device.minor)).as_bytes());
+        let writing = Stopped::Writing;
+        let pax_len = pax.len() as u64;
+        self.out
+            .bytes(&pax::header(b"././@PaxHeader", b"", a, pax_len, b'x'))
+            .map_err(writing)?;
+        self.padded(&pax).map_err(writing)?;
+        self.out
+            .bytes(&pax::header(&shown, &linked, a, size, type_flag))
+            .map_err(writing)?;
+        if a.nlink > 1 && type_flag != b'5' {
+            self.links.entry(node).or_insert_with(|| name.to_vec());
+        }
+        self.out.bytes(&front).map_err(writing)?;
+        for (at, len) in map.runs() {
+            let failed = self.content(fs.as_ref(), a, *at, *len).map_err(writing)?;
+            unread = unread.or(failed);
+        }
+        self.pad(size).map_err(writing)?;
+        unread.map_or(Ok(()), |failure| Err(Stopped::Reading(failure)))
     }
-    let sum: u64 = h.iter().map(|&b| u64::from(b)).sum();
-    let sum = format!("{sum:06o}\0 ");
-    if let Some(field) = h.get_mut(148..156) {
-        field.copy_from_slice(sum.as_bytes());
+
+    /// Names that do not fit into the header.
+    fn names(&self, pax: &mut Vec<u8>, name: &[u8], linked: &[u8]) {
+        let long = [(b"path".as_slice(), name), (b"linkpath", linked)]
+            .into_iter()
+            .filter(|(_, name)| name.len() > 100);
+        // Records are UTF-8 unless they say otherwise.
+        if long
+            .clone()
+            .any(|(_, name)| std::str::from_utf8(name).is_err())
+        {
+            record(pax, b"hdrcharset", b"BINARY");
+        }
+        for (key, name) in long {
+            record(pax, key, name);
+        }
     }
-    h
+
+    fn xattrs(&mut self, pax: &mut Vec<u8>, fs: &dyn FileSystem, a: &Attributes) -> Outcome<()> {
+        let mut left_out = Ok(());
+        for key in fs.xattr_names(a.ino)? {
+            // A name with `=` cannot be told from its value.
+            if key.contains(&b'=') {
+                let message = format!("attribute {} does not fit into tar", printable(&key));
+                left_out = Err(Failure::new(message));
+                continue;
+            }
+            let value = match fs.xattr(a.ino, &key) {
+                Ok(value) => value,
+                Err(error) => {
+                    left_out = Err(Failure::from(error).within(printable(&key)));
+                    continue;
+                }
+            };
+            record(pax, &[b"SCHILY.xattr.", key.as_slice()].concat(), &value);
+            // GNU tar sets ACLs from these alone.
+            let acl = match key.as_slice() {
+                b"system.posix_acl_access" => "SCHILY.acl.access",
+                b"system.posix_acl_default" => "SCHILY.acl.default",
+                _ => continue,
+            };
+            if let Some(text) = pax::acl_text(&value) {
+                record(pax, acl.as_bytes(), text.as_bytes());
+            }
+        }
+        left_out
+    }
+
+    /// Exactly `len` bytes. What cannot be read becomes zeroes, and is returned: a member must be
+    /// as long as its header says.
+    fn content(
+        &mut self,
+        fs: &dyn FileSystem,
+        a: &Attributes,
+        start: u64,
+        len: u64,
+    ) -> Outcome<Option<Failure>> {
+        let (mut at, mut failed) = (start, None);
+        let end = start.saturating_add(len);
+        while at < end {
+            let want = usize::try_from(end.saturating_sub(at)).unwrap_or(CHUNK);
+            let part = self.buffer.get_mut(..want.min(CHUNK)).unwrap_or_default();
+            let got = match fs.read_at(a.ino, at, part) {
+                Ok(got) if got > 0 => got,
+                Ok(_) => {
+                    failed.get_or_insert_with(|| Failure::new(format!("ends at byte {at}")));
+                    part.fill(0);
+                    part.len()
+                }
+                Err(error) => {
+                    let context = format!("bytes from {at} are zeroes in the archive");
+                    failed.get_or_insert_with(|| Failure::from(error).within(context));
+                    part.fill(0);
+                    part.len()
+                }
+            };
+            self.out.bytes(part.get(..got).unwrap_or_default())?;
+            at = at.saturating_add(got as u64);
+        }
+        Ok(failed)
+    }
+
+    fn padded(&mut self, bytes: &[u8]) -> Outcome<()> {
+        self.out.bytes(bytes)?;
+        self.pad(bytes.len() as u64)
+    }
+
+    fn pad(&mut self, len: u64) -> Outcome<()> {
+        let zeroes = [0; BLOCK];
+        self.out
+            .bytes(zeroes.get(..pax::padding(len)).unwrap_or_default())
+    }
+}
+
+/// Numbers that do not fit into the header, and the exact time.
+fn numbers(pax: &mut Vec<u8>, a: &Attributes, size: u64) {
+    if size > pax::MAX_SIZE {
+        record(pax, b"size", size.to_string().as_bytes());
+    }
+    for (key, id) in [("uid", a.uid), ("gid", a.gid)] {
+        if id > pax::MAX_ID {
+            record(pax, key.as_bytes(), id.to_string().as_bytes());
+        }
+    }
+    let time = pax::seconds(a.mtime.secs, a.mtime.nanos);
+    record(pax, b"mtime", time.as_bytes());
+}
+
+/// Where a file holds data. What cannot be found out is a hole.
+fn find_data(fs: &dyn FileSystem, a: &Attributes, map: &mut SparseMap) -> Outcome<()> {
+    let mut at = 0u64;
+    while at < a.size {
+        let extent = fs
+            .extent_at(a.ino, at)
+            .context(|| format!("bytes from {at} are a hole in the archive"))?;
+        let end = at.saturating_add(extent.len.max(1)).min(a.size);
+        if extent.data {
+            map.add(at, end, a.size);
+        }
+        at = end;
+    }
+    Ok(())
 }
