@@ -3,6 +3,7 @@
 //! Nothing here fails because one part is odd: a volume that cannot be opened is still listed,
 //! with the reason in [`Guest::problems`].
 
+use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -131,6 +132,18 @@ impl Guest {
             let name = disk_name(index);
             for warning in &image.info().warnings {
                 guest.problems.push(Problem::new(&name, warning));
+            }
+            let mut seen = HashSet::new();
+            for snapshot in &image.info().snapshots {
+                if !seen.insert(snapshot.id.as_str()) {
+                    guest.problems.push(Problem::new(
+                        &name,
+                        format!(
+                            "snapshot {:?} cannot be looked at: an earlier one has its id, {:?}",
+                            snapshot.name, snapshot.id
+                        ),
+                    ));
+                }
             }
             let table = guest.partitions(&name, &device, options);
             if let Some(table) = &table {
@@ -263,13 +276,13 @@ impl Guest {
 
     /// Ids of all internal snapshots of all images, each once, in the order of the tables.
     pub fn snapshot_ids(&self) -> Vec<String> {
-        let mut ids: Vec<String> = Vec::new();
-        for snapshot in self.disks.iter().flat_map(|d| &d.image.info().snapshots) {
-            if !ids.contains(&snapshot.id) {
-                ids.push(snapshot.id.clone());
-            }
-        }
-        ids
+        let mut seen = HashSet::new();
+        self.disks
+            .iter()
+            .flat_map(|d| &d.image.info().snapshots)
+            .filter(|snapshot| seen.insert(snapshot.id.as_str()))
+            .map(|snapshot| snapshot.id.clone())
+            .collect()
     }
 
     /// The same guest as it was in an internal snapshot, by id or else by name. Images that do

@@ -67,7 +67,10 @@ impl Layout {
                 })?;
                 layout.show_in(tree, directory, &Arc::new(then), Some(&id))
             });
-            tree.add_lazy_directory(snapshots, &name, fill)?;
+            // Ids are the image's to choose, and their names here can be made to be the same.
+            if tree.add_lazy_directory(snapshots, &name, fill).is_err() {
+                tracing::warn!("a snapshot has the name of another one and is not shown");
+            }
         }
         Ok(())
     }
