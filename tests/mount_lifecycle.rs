@@ -276,7 +276,7 @@ fn failures_have_a_reason() {
     let missing = dir.path().join("missing");
     for (image, point, code, says) in [
         (missing.as_path(), point.as_path(), 1, "missing"),
-        (dir.path(), &point, 1, "regular file"),
+        (dir.path(), &point, 1, "is a directory"),
         (&good, &missing, 1, "missing"),
         (&good, &good, 1, "disk"),
     ] {

@@ -15,7 +15,7 @@ fn guest(dir: &Path) -> PathBuf {
     shell(
         dir,
         r#"
-mkdir -p root/etc root/usr/bin root/boot root/var boot/grub other/etc other/bin
+mkdir -p root/etc root/usr/bin root/boot root/var boot/grub other/etc other/bin; ln -s usr/bin root/bin; : > other/etc/hosts
 printf 'LABEL=ROOT / ext4 defaults 0 1\nnonsense\nUUID=11111111-2222-3333-4444-555555555555 /boot ext4 ro 0 2\n' > root/etc/fstab
 echo one > root/etc/hostname; echo two > other/etc/hostname; echo cfg > boot/grub/grub.cfg
 ln -s /etc/hostname root/usr/bin/absolute; ln -s ../../../../../../etc/hostname root/usr/bin/climb
