@@ -256,6 +256,61 @@ fn odd_text_stays_what_it_is() {
     );
 }
 
+/// Whatever stands between the quotes of a secret, closed or not, one line or several.
+#[test]
+fn secrets_stay_hidden() {
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+    let mut below = move |n: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        usize::try_from(seed % n as u64).unwrap()
+    };
+    let keys = ["WPA_PSK", "KEY1", "IEEE_8021X_PASSWORD", "KEY_ESP_IN"];
+    let inside = [
+        "hunter2",
+        " ",
+        "\n",
+        "=",
+        "\nA=",
+        "\nNOTE=hunter2",
+        "#",
+        ";",
+        "`",
+        "$(",
+        "x",
+        "\\\"",
+        "\\",
+        "\t",
+        "'",
+        "\"",
+    ];
+    for _ in 0..20_000 {
+        let quote = ["'", "\"", "$'"][below(3)];
+        let own = &quote[quote.len() - 1..];
+        let mut value = format!("{quote}hunter2");
+        for _ in 0..below(8) {
+            let part = inside[below(inside.len())];
+            // The value's own quote would close it, a backslash before it not.
+            if !part.contains(own) && !(part == "\\") || part == "\\\"" && own == "\"" {
+                value.push_str(part);
+            }
+        }
+        if below(2) == 0 {
+            value.push_str(own);
+        }
+        let text = format!("DEVICE=eth0\n{}={value}\nBOOTPROTO=dhcp\n", keys[below(4)]);
+        let files = MemoryFiles::new().file(&format!("{SCRIPTS}ifcfg-eth0"), text.clone());
+        for files in [
+            nm(files.clone()),
+            files.link("etc/rc.d/rc3.d/S10network", "../init.d/network"),
+        ] {
+            let yaml = network::read(&files).to_yaml();
+            assert!(!yaml.contains("hunter2"), "{text}\n{yaml}");
+        }
+    }
+}
+
 /// Thousands of files, more than are read at all: bounded, said, and in time.
 #[test]
 fn thousands_of_files() {

@@ -19,6 +19,16 @@ fn mask_of(profile: &Profile, suffix: &str) -> Option<u8> {
     prefix.or_else(|| address::mask(&profile.get(&format!("NETMASK{suffix}"))?))
 }
 
+/// The numbers behind `name` in the file's variables.
+fn numbers(profile: &Profile, name: &str) -> impl Iterator<Item = u32> {
+    let digits = name.len();
+    profile
+        .keys_with(name)
+        .into_iter()
+        .filter_map(move |key| key.get(digits..)?.parse().ok())
+        .filter(|n| *n <= MAX_INDEX)
+}
+
 /// The IPv4 addresses of a file, in the order both programs take them. A missing prefix comes from
 /// `main` if that is given, else from the address' class.
 pub fn addresses(
@@ -28,7 +38,9 @@ pub fn addresses(
 ) -> Vec<(IpAddr, u8)> {
     let path = profile.path.clone();
     let mut found = Vec::new();
-    let suffixes = std::iter::once(String::new()).chain((0..=MAX_INDEX).map(|n| n.to_string()));
+    let last = numbers(profile, "IPADDR").max();
+    let indices = (0..=last.unwrap_or(0)).map(|n| n.to_string());
+    let suffixes = std::iter::once(String::new()).chain(indices);
     let mut ended = false;
     for (n, suffix) in suffixes.enumerate() {
         let key = format!("IPADDR{suffix}");
@@ -215,7 +227,7 @@ fn ipv4(
         profile.mapped("DEFROUTE");
     }
     let gateway_key = std::iter::once("GATEWAY".to_owned())
-        .chain((0..=MAX_INDEX).map(|n| format!("GATEWAY{n}")))
+        .chain((0..=numbers(profile, "GATEWAY").max().unwrap_or(0)).map(|n| format!("GATEWAY{n}")))
         .find(|key| profile.has(key));
     if never || profile.boolean("DEFROUTE") == Some(false) {
         reading.document.extra(&id).defroute4 = Some(!never);

@@ -45,30 +45,38 @@ fn tainted(bytes: &[u8], statements: &[Statement]) -> Vec<std::ops::Range<usize>
     let mut done = 0;
     for statement in statements {
         let start = statement.range.end;
-        let secret = match &statement.kind {
+        if start <= done {
+            continue;
+        }
+        let own = bytes.get(statement.range.clone()).unwrap_or_default();
+        let count = |quote: u8| own.iter().filter(|b| **b == quote).count();
+        // Which of the quotes are open is not worth telling apart: rather too much is hidden.
+        let open = |quote: u8| match &statement.kind {
             Kind::Assignment {
                 key,
                 value: Value::Broken(_),
-            } => is_secret(key),
-            Kind::Command(raw) => start > done && mentions_secret(&text(raw)),
+            } => count(quote) > 0 && is_secret(key),
+            Kind::Command(raw) => {
+                let odd = count(quote) % 2 == 1 || count(b'\\') > 0 && count(quote) > 0;
+                odd && mentions_secret(&text(raw))
+            }
             _ => false,
         };
-        let own = bytes.get(statement.range.clone()).unwrap_or_default();
-        let odd = |quote: &u8| own.iter().filter(|b| *b == quote).count() % 2 == 1;
-        let Some(quote) = [b'"', b'\''].into_iter().find(odd) else {
+        let behind = bytes.get(start..).unwrap_or_default();
+        let end_of = |quote: u8| {
+            let mut escaped = false;
+            let len = behind.iter().position(|b| {
+                let closes = *b == quote && !escaped;
+                escaped = *b == b'\\' && !escaped;
+                closes
+            });
+            len.map_or(bytes.len(), |n| start.saturating_add(n).saturating_add(1))
+        };
+        let ends = [b'"', b'\''].into_iter().filter(|q| open(*q)).map(end_of);
+        let Some(end) = ends.max() else {
             continue;
         };
-        if !secret || start <= done {
-            continue;
-        }
-        let behind = bytes.get(start..).unwrap_or_default();
-        let mut escaped = false;
-        let len = behind.iter().position(|b| {
-            let closes = *b == quote && !escaped;
-            escaped = *b == b'\\' && !escaped;
-            closes
-        });
-        done = len.map_or(bytes.len(), |n| start.saturating_add(n).saturating_add(1));
+        done = end;
         ranges.push(start..done);
     }
     ranges
