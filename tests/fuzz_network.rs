@@ -1,8 +1,11 @@
 //! Mutation fuzz of every parser of network configuration: no panic, no case that takes long.
 
+mod support;
+
 use std::time::{Duration, Instant};
 
 use guestlens::network::{self, MemoryFiles};
+use support::netplan::check_netplan;
 
 const CASES: usize = 100_000;
 /// Far above what a case takes, for machines that have other things to do.
@@ -268,6 +271,9 @@ fn mutated_files_do_no_harm() {
                     let start = Instant::now();
                     let document = std::panic::catch_unwind(|| {
                         let document = network::read(&files);
+                        if n % 7 == 0 {
+                            check_netplan(&document.to_json());
+                        }
                         if n % 64 == 0 {
                             let yaml = document.to_yaml();
                             assert!(looks_like_yaml(&yaml), "{yaml}");

@@ -14,6 +14,7 @@ use std::process::Stdio;
 
 use guestlens::network::codec::assignments::{self, Dialect, Kind, Value};
 use guestlens::network::{self, MemoryFiles};
+use support::netplan::check_netplan;
 use support::{run, shell, tool, workdir};
 
 fn unescape(line: &str) -> String {
@@ -114,6 +115,7 @@ fn each_tree_gives_its_document() {
         } else if yaml != expected {
             let _ = writeln!(wrong, "=== {}\n{yaml}", path.display());
         }
+        check_netplan(&document.to_json());
         // Secrets of all cases are this word.
         assert!(!yaml.contains("hunter2"), "{}: {yaml}", path.display());
         assert!(!document.to_json().to_string().contains("hunter2"));

@@ -292,7 +292,8 @@ fn secrets_stay_hidden() {
         for _ in 0..below(8) {
             let part = inside[below(inside.len())];
             // The value's own quote would close it, a backslash before it not.
-            if !part.contains(own) && !(part == "\\") || part == "\\\"" && own == "\"" {
+            let escaped = part == "\\\"" && own == "\"";
+            if escaped || !part.contains(own) && part != "\\" {
                 value.push_str(part);
             }
         }

@@ -11,6 +11,7 @@ pub mod ext;
 pub mod fuzz;
 pub mod guest;
 pub mod mount;
+pub mod netplan;
 pub mod walk;
 
 use std::fs::OpenOptions;

@@ -205,16 +205,25 @@ pub fn decode(reading: &mut Reading<'_>, plan: Plan) {
             let message = format!("{member} belongs to {master}, which no file describes");
             reading.warn(DIR.as_bytes(), None, message);
         }
+        let section = known.unwrap_or(section);
+        let may_have = matches!(section, Section::Bonds | Section::Bridges | Section::Vrfs)
+            || context.others.contains_key(&master);
+        if !may_have || master == member {
+            let message = format!("{member} cannot belong to {master}, which is no such device");
+            reading.warn(DIR.as_bytes(), None, message);
+            continue;
+        }
         reading
             .document
-            .device(known.unwrap_or(section), &master)
+            .device(section, &master)
             .add_member(&member);
     }
     for (master, key, port, value) in std::mem::take(&mut context.port_options) {
         let section = reading.document.section_of(&master);
-        let device = reading
-            .document
-            .device(section.unwrap_or(Section::Bridges), &master);
+        if section.is_some_and(|s| s != Section::Bridges) {
+            continue;
+        }
+        let device = reading.document.device(Section::Bridges, &master);
         super::bridge::set_port(&mut device.parameters, key, &port, &value);
     }
     for profile in mains.iter().chain(&aliases).chain(&ranges) {

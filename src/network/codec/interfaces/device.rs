@@ -1060,6 +1060,9 @@ impl Decoder {
                 !value.is_empty()
             }
             "link-type" => matches!(value, "bridge" | "dummy"),
+            // A device can be one thing only: what another kind would mean says nothing here.
+            _ if name.starts_with("bridge-") && section != Section::Bridges => false,
+            "slaves" | "bond-slaves" | "bond-members" if section != Section::Bonds => false,
             "bridge-ports" => {
                 let words: Vec<String> = value.split_whitespace().map(str::to_owned).collect();
                 let dynamic = words
@@ -1101,13 +1104,9 @@ impl Decoder {
             }
             "bond-master" => {
                 let (master, member) = (value.to_owned(), id.to_owned());
-                let section = match reading.document.section_of(&master) {
-                    Some(Section::Ethernets) | None => Section::Bonds,
-                    Some(section) => section,
-                };
                 reading
                     .document
-                    .device(section, &master)
+                    .device(Section::Bonds, &master)
                     .add_member(&member);
                 !value.is_empty()
             }
