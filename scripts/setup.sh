@@ -35,6 +35,16 @@ python3:yaml        python3-yaml            python3-pyyaml          test
 ifquery             ifupdown                -                       test
 setpriv             util-linux              util-linux              test
 losetup             mount                   util-linux              test,bench
+mkfs.xfs?           xfsprogs                xfsprogs                test
+mkfs.btrfs?         btrfs-progs             btrfs-progs             test
+mkfs.f2fs?          f2fs-tools              f2fs-tools              test
+mkfs.erofs?         erofs-utils             erofs-utils             test
+mksquashfs?         squashfs-tools          squashfs-tools          test
+genisoimage?        genisoimage             genisoimage             test
+mkntfs?             ntfs-3g                 ntfsprogs               test
+mkfs.exfat?         exfatprogs              exfatprogs              test
+mkudffs?            udftools                udftools                test
+cryptsetup?         cryptsetup-bin          cryptsetup              test
 fuse2fs?            fuse2fs                 fuse2fs                 bench
 shellcheck?         shellcheck              ShellCheck              test
 zstd                zstd                    zstd                    bench
@@ -81,7 +91,9 @@ install_packages() {
     case $(package_family) in
     deb)
         # A repository that cannot be reached must not stop what the others have.
-        "${AS_ROOT[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -qq </dev/null >&2 || true
+        [ -n "${LISTS_UPDATED:-}" ] ||
+            "${AS_ROOT[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -qq </dev/null >&2 || true
+        LISTS_UPDATED=1
         "${AS_ROOT[@]}" env DEBIAN_FRONTEND=noninteractive \
             apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends "$@" </dev/null >/dev/null
         ;;

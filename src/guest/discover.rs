@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::block::BlockDevice;
-use crate::formats::{Image, OpenOptions, open_path};
+use crate::formats::{Image, OpenOptions, SnapshotInfo, open_path};
 use crate::fs::{self, FileSystem, FsOptions};
 use crate::ondisk::text::printable;
 use crate::volumes::{Partition, Probe, Table, find_table};
@@ -218,7 +218,33 @@ impl Guest {
         });
     }
 
+    /// Containers are asked first: what is left of a filesystem behind the header of one is old.
     fn look_into(&mut self, name: &str, device: &BlockDevice, options: &GuestOptions) -> Content {
+        match fs::signature::recognise_container(device) {
+            Ok(Some(container)) => return Content::Recognised(container),
+            Ok(None) => {}
+            Err(error) => {
+                self.problems.push(Problem::new(name, chain(&error)));
+                return Content::Unknown;
+            }
+        }
+        if let Some(member) = fs::signature::recognise_array_member(device) {
+            // The member of a mirror starts like the array, but only the array is known to be whole.
+            let behind = fs::api::drivers()
+                .iter()
+                .find(|d| matches!(d.probe(device), Ok(Probe::Mine(()) | Probe::Damaged(..))));
+            if let Some(driver) = behind {
+                self.problems.push(Problem::new(
+                    name,
+                    format!(
+                        "a member of a RAID array (its superblock is at the end); the {} \
+                         filesystem at its start is not shown",
+                        driver.name()
+                    ),
+                ));
+            }
+            return Content::Recognised(member);
+        }
         for driver in fs::api::drivers() {
             let damage = match driver.probe(device) {
                 Ok(Probe::NotMine) => continue,
@@ -292,18 +318,27 @@ impl Guest {
     /// [`GuestError::NoSnapshot`] if no image has it; [`GuestError::Image`] if it cannot be
     /// opened.
     pub fn open_snapshot(&self, id: &str, options: &GuestOptions) -> Result<Self> {
+        // One choice for all disks: a snapshot of another disk must not be shown beside this one
+        // because its name looks like the id.
+        let has_id = |s: &SnapshotInfo| s.id == id;
+        let has_name = |s: &SnapshotInfo| s.name == id;
+        let any = |chosen: &dyn Fn(&SnapshotInfo) -> bool| {
+            let mut all = self.disks.iter().flat_map(|d| &d.image.info().snapshots);
+            all.any(chosen)
+        };
+        let chosen: &dyn Fn(&SnapshotInfo) -> bool = if any(&has_id) {
+            &has_id
+        } else if any(&has_name) {
+            &has_name
+        } else {
+            return Err(GuestError::NoSnapshot(printable(id.as_bytes())));
+        };
         let mut opened = Vec::with_capacity(self.disks.len());
         let mut problems = Vec::new();
-        let mut found = false;
         for disk in &self.disks {
-            let snapshots = &disk.image.info().snapshots;
-            let index = snapshots
-                .iter()
-                .position(|s| s.id == id)
-                .or_else(|| snapshots.iter().position(|s| s.name == id));
+            let index = disk.image.info().snapshots.iter().position(chosen);
             let device = match index {
                 Some(index) => {
-                    found = true;
                     disk.image
                         .open_snapshot(index)
                         .map_err(|source| GuestError::Image {
@@ -323,9 +358,6 @@ impl Guest {
                 }
             };
             opened.push((Arc::clone(&disk.image), device));
-        }
-        if !found {
-            return Err(GuestError::NoSnapshot(printable(id.as_bytes())));
         }
         Ok(Self::assemble(opened, options, problems))
     }
