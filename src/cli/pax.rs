@@ -179,18 +179,11 @@ mod tests {
 
     #[test]
     fn records_count_themselves() {
-        for (len, want) in [(1, "8 k=x\n"), (3, "10 k=xxx\n"), (4, "11 k=xxxx\n")] {
+        // The length has one digit more from ten on, which is then counted too.
+        for (len, want) in [(1, "6 k=x\n"), (4, "9 k=xxxx\n"), (5, "11 k=xxxxx\n")] {
             let mut pax = Vec::new();
             record(&mut pax, b"k", "x".repeat(len).as_bytes());
-            let number: usize = want.split(' ').next().unwrap().parse().unwrap();
-            if number == want.len() {
-                assert_eq!(pax, want.as_bytes());
-            }
-            let text = String::from_utf8(pax.clone()).unwrap();
-            assert_eq!(
-                text.split(' ').next().unwrap().parse::<usize>().unwrap(),
-                pax.len()
-            );
+            assert_eq!(String::from_utf8(pax).unwrap(), want);
         }
     }
 
@@ -211,7 +204,7 @@ mod tests {
         map.add(4608, 5000, 5000);
         assert_eq!(map.runs(), [(512, 1536), (4608, 392)]);
         assert_eq!(map.data_len(), 1928);
-        assert_eq!(&map.encode(5000)[..20], b"2\n512\n1536\n4608\n392");
+        assert_eq!(&map.encode(5000)[..19], b"2\n512\n1536\n4608\n392");
         assert_eq!(map.encode(5000).len(), BLOCK);
     }
 }
