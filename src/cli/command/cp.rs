@@ -124,8 +124,11 @@ pub fn run(args: &CpArgs, log: &LogArgs) -> Outcome {
             (None, name) => Some(name.to_vec()),
         };
         if let Err(failure) = walk_with(&view, path, start, None, &mut copy) {
-            drop(copy);
-            return Err(failure);
+            if copy.done == 0 {
+                return Err(failure);
+            }
+            copy.tell(&failure.within("stopped"));
+            break;
         }
     }
     Ok(match (copy.failed, copy.done) {
