@@ -10,14 +10,15 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, Errno, FileAttr, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyXattr, Request,
+    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, Filesystem, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::errno::{errno, is_noteworthy};
@@ -50,6 +51,22 @@ impl Adapter {
     /// An adapter for one tree.
     pub fn new(tree: Arc<Tree>) -> Self {
         Self { tree }
+    }
+
+    /// Attributes of a name in a listing, which goes on without them whatever is wrong.
+    fn listed(&self, id: NodeId) -> Option<Attributes> {
+        let asked = catch_unwind(AssertUnwindSafe(|| self.tree.attributes(id)));
+        match asked {
+            Ok(Ok(attributes)) => Some(attributes),
+            Ok(Err(error)) => {
+                refusal("getattr", id, &error);
+                None
+            }
+            Err(_) => {
+                tracing::error!("internal error in getattr of node {:#x}", id.raw());
+                None
+            }
+        }
     }
 }
 
@@ -285,7 +302,7 @@ impl Filesystem for Adapter {
                 }
                 for entry in entries {
                     let file_type = entry.file_type.unwrap_or_else(|| {
-                        let attributes = self.tree.attributes(entry.id);
+                        let attributes = self.listed(entry.id);
                         attributes.map_or(FileType::Regular, |a| a.file_type)
                     });
                     let name = OsStr::from_bytes(&entry.name);
@@ -321,12 +338,9 @@ impl Filesystem for Adapter {
                     return reply.ok();
                 }
                 for entry in entries {
-                    let (attributes, ttl, generation) = match self.tree.attributes(entry.id) {
-                        Ok(a) => (attr(entry.id, &a), TTL, a.generation),
-                        Err(error) => {
-                            refusal("getattr", entry.id, &error);
-                            (unknown(entry.id, entry.file_type), NO_TTL, 0)
-                        }
+                    let (attributes, ttl, generation) = match self.listed(entry.id) {
+                        Some(a) => (attr(entry.id, &a), TTL, a.generation),
+                        None => (unknown(entry.id, entry.file_type), NO_TTL, 0),
                     };
                     let full = reply.add(
                         INodeNo(entry.id.raw()),
@@ -377,12 +391,15 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        // The kernel keeps the values of `trusted.*` from others, but not the names in our list.
+        let privileged = request.uid() == 0;
         guarded("listxattr", ino, move || {
             match self.tree.xattr_names(node(ino)) {
                 Ok(names) => {
                     let mut list = Vec::new();
-                    for name in names {
+                    let shown = |name: &Vec<u8>| privileged || !name.starts_with(b"trusted.");
+                    for name in names.into_iter().filter(shown) {
                         list.extend_from_slice(&name);
                         list.push(0);
                     }
@@ -460,6 +477,155 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
+    // The kernel's own read-only flag keeps these away until an administrator removes it.
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mknod(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _device: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mkdir(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn unlink(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rmdir(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn symlink(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _target: &Path,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _new_parent: INodeNo,
+        _new_name: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn link(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _parent: INodeNo,
+        _name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _offset: u64,
+        _data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn create(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn removexattr(&self, _request: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
     fn ioctl(
         &self,
         _request: &Request,
@@ -517,5 +683,42 @@ mod tests {
         let device = |major, minor| encode_device(DeviceNo { major, minor });
         assert_eq!(device(1, 3), 0x103);
         assert_eq!(device(8, 0x12345), 0x1230_0845);
+    }
+
+    /// A bug in a callback is an error for one caller, and the server answers the next.
+    #[test]
+    fn a_panic_answers_eio() {
+        let directory = tempfile::tempdir().unwrap();
+        let tree = Tree::new(crate::tree::TreeOptions {
+            symlinks: crate::tree::symlink::Symlinks::Confine,
+            uid: nix::unistd::geteuid().as_raw(),
+            gid: nix::unistd::getegid().as_raw(),
+        });
+        let add = |name: &[u8], make| tree.add_file(NodeId::ROOT, name, 0o444, make).unwrap();
+        add(b"good", Box::new(|| b"fine".to_vec()));
+        add(b"bad", Box::new(|| panic!("as it should")));
+        let fill = Box::new(|_: &Tree, _| panic!("as it should"));
+        let lazy = tree.add_lazy_directory(NodeId::ROOT, b"lazy", fill);
+        lazy.unwrap();
+        let options = super::super::options::MountOptions::default();
+        let mounted =
+            super::super::session::mount_tree(Arc::new(tree), directory.path(), options).unwrap();
+        let entry = mounted.entry().clone();
+        let serving = std::thread::spawn(move || mounted.serve());
+        let seen = std::panic::catch_unwind(|| {
+            let at = |name| directory.path().join(name);
+            for _ in 0..40 {
+                let bad = std::fs::read(at("bad")).unwrap_err();
+                assert_eq!(bad.raw_os_error(), Some(nix::libc::EIO));
+                let lazy = std::fs::metadata(at("lazy/x")).unwrap_err();
+                assert_eq!(lazy.raw_os_error(), Some(nix::libc::EIO));
+            }
+            assert_eq!(std::fs::read(at("good")).unwrap(), b"fine");
+            let names = std::fs::read_dir(directory.path()).unwrap();
+            assert_eq!(names.map(Result::unwrap).count(), 3);
+        });
+        super::super::session::detach(&entry);
+        serving.join().unwrap().unwrap();
+        seen.unwrap();
     }
 }

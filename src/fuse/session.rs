@@ -13,9 +13,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fuser::{Session, SessionACL};
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
@@ -84,19 +86,15 @@ pub fn mount_tree(
     };
     // A dead mount may still answer from the kernel's memory, so it is not asked.
     let untouched = mounts::without_touching(point).map_err(at_point)?;
-    let there = mounts::at(&untouched).map_err(at_point)?;
-    if let Some(entry) = there.filter(MountEntry::is_ours) {
-        let server = state::find(&entry.device, entry.user.unwrap_or(0));
-        return Err(match server {
-            Some((server, _)) if !server.is_alive() => MountError::Dead(shown),
-            _ => MountError::Taken(shown),
-        });
-    }
+    refuse_ours(&untouched, &shown)?;
     let metadata = std::fs::metadata(point).map_err(at_point)?;
     if !metadata.is_dir() {
         return Err(at_point(io::Error::from(io::ErrorKind::NotADirectory)));
     }
     let point = point.canonicalize().map_err(at_point)?;
+    // Of several that mount here at the same time one is first, and the others see its mount.
+    let _turn = take_turn(&point);
+    refuse_ours(&point, &shown)?;
 
     let device = match mount_directly(&point, options)? {
         Some(device) => device,
@@ -107,6 +105,34 @@ pub fn mount_tree(
         let _ = unmount(&point, true);
     }
     mounted
+}
+
+/// A lock on the directory to mount on, as long as it is held. Where there are no locks (network
+/// filesystems) or somebody else does not let go, it is done without.
+fn take_turn(point: &Path) -> Option<Flock<File>> {
+    let mut directory = File::open(point).ok()?;
+    for _ in 0..100 {
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(turn) => return Some(turn),
+            Err((back, Errno::EWOULDBLOCK)) => directory = back,
+            Err(_) => return None,
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    None
+}
+
+/// Fails if a mount of ours is there.
+fn refuse_ours(point: &Path, shown: &str) -> Result<(), MountError> {
+    let there = mounts::at(point).map_err(|e| MountError::Point(shown.to_owned(), e))?;
+    let Some(entry) = there.filter(MountEntry::is_ours) else {
+        return Ok(());
+    };
+    let server = state::find(&entry.device, entry.user.unwrap_or(0));
+    Err(match server {
+        Some((server, _)) if !server.is_alive() => MountError::Dead(shown.to_owned()),
+        _ => MountError::Taken(shown.to_owned()),
+    })
 }
 
 fn serve_from(
@@ -293,13 +319,14 @@ fn unmount_by_helper(point: &Path, lazy: bool) -> Result<(), MountError> {
     )))
 }
 
-/// Takes away the mount of this process, if it is still there, whoever uses it.
+/// Takes away the mount of this process, if it is still there, whoever uses it and wherever it was
+/// moved to.
 pub fn detach(entry: &MountEntry) {
-    let still_there = mounts::at(&entry.point).ok().flatten();
-    if still_there.is_some_and(|m| m.device == entry.device)
-        && let Err(error) = unmount(&entry.point, true)
-    {
-        tracing::error!("cannot unmount {}: {error}", mounts::shown(&entry.point));
+    let mounts = mounts::all().unwrap_or_default();
+    for mount in mounts.iter().rev().filter(|m| m.device == entry.device) {
+        if let Err(error) = unmount(&mount.point, true) {
+            tracing::error!("cannot unmount {}: {error}", mounts::shown(&mount.point));
+        }
     }
 }
 

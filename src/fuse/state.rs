@@ -153,7 +153,10 @@ fn write_in(directory: &Path, user: u32, record: &ServerRecord) -> io::Result<Pa
         .create_new(true)
         .mode(0o600)
         .open(&path)?;
-    file.write_all(text.as_bytes())?;
+    if let Err(error) = file.write_all(text.as_bytes()) {
+        let _ = std::fs::remove_file(&path);
+        return Err(error);
+    }
     Ok(path)
 }
 

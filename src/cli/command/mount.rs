@@ -173,6 +173,10 @@ fn serve(args: &MountArgs, images: &[PathBuf], point: &Path, server: bool) -> Ou
     };
     let mounted = session::mount_tree(Arc::new(tree), point, options)?;
     let entry = mounted.entry().clone();
+    // From here on there are answers: the mount may cover places this process needs itself.
+    let serving = std::thread::Builder::new()
+        .name("serve".into())
+        .spawn(move || mounted.serve())?;
     let state = match StateFile::write(&entry.device, &entry.point) {
         Ok(state) => Some(state),
         Err(error) => {
@@ -186,9 +190,10 @@ fn serve(args: &MountArgs, images: &[PathBuf], point: &Path, server: bool) -> Ou
         session::detach(&entry);
         return Err(error);
     }
-    let ended = mounted.serve();
+    let ended = serving.join();
     // Gone by umount, or by a signal. The record goes last: with it, this process is known.
     drop(state.lock().take());
+    let ended = ended.map_err(|_| Failure::new("internal error in the server"))?;
     ended.context(|| "the kernel's FUSE device".into())?;
     Ok(Exit::Done)
 }
