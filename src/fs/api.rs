@@ -151,6 +151,12 @@ pub trait FileSystem: Send + Sync {
         let _ = (ino, offset, len);
     }
 
+    /// Tells that these files and directories will be read from their beginning soon, about in this
+    /// order. Advisory.
+    fn prefetch_starts(&self, inos: &[InodeNo]) {
+        let _ = inos;
+    }
+
     /// Visits the names of a directory, without `.` and `..`, from `cookie` (0, or an entry's
     /// `next`) until the visitor breaks.
     ///

@@ -326,16 +326,17 @@ impl Filesystem for Adapter {
     ) {
         guarded("readdirplus", ino, move || {
             let mut next = offset;
-            loop {
+            let mut told = Vec::new();
+            'pieces: loop {
                 let entries = match self.tree.read_dir(node(ino), next, BATCH) {
                     Ok(entries) => entries,
                     Err(error) if next == offset => {
                         return reply.error(refusal("readdir", node(ino), &error));
                     }
-                    Err(_) => return reply.ok(),
+                    Err(_) => break,
                 };
                 if entries.is_empty() {
-                    return reply.ok();
+                    break;
                 }
                 for entry in entries {
                     let (attributes, ttl, generation) = match self.listed(entry.id) {
@@ -351,11 +352,14 @@ impl Filesystem for Adapter {
                         Generation(generation.into()),
                     );
                     if full {
-                        return reply.ok();
+                        break 'pieces;
                     }
                     next = entry.next;
+                    told.push(entry);
                 }
             }
+            reply.ok();
+            self.tree.listed(node(ino), offset == 0, &told);
         });
     }
 

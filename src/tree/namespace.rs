@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::inodes::{Body, Directory, Fill, Make, Space, Synthetic};
 use super::node::{MAX_DEPTH, MAX_SPACES, NodeId};
-use super::readahead::Streams;
+use super::readahead::{Listings, Streams};
 use super::symlink::{self, Symlinks};
 use crate::block::BlockDevice;
 use crate::fs::{
@@ -70,6 +70,7 @@ pub struct Tree {
     synthetic: RwLock<Vec<Arc<Synthetic>>>,
     depths: Mutex<LruCache<NodeId, usize>>,
     streams: Streams,
+    listings: Listings,
     born: Timestamp,
 }
 
@@ -96,6 +97,7 @@ impl Tree {
             synthetic: RwLock::new(vec![Arc::new(root)]),
             depths: Mutex::new(LruCache::new(DEPTHS)),
             streams: Streams::default(),
+            listings: Listings::default(),
             born: Timestamp {
                 secs: i64::try_from(now.as_secs()).unwrap_or(0),
                 nanos: now.subsec_nanos(),
@@ -522,10 +524,45 @@ impl Tree {
             },
             Place::Guest(id, space) => {
                 let fs = space.fs()?;
+                if offset == 0 {
+                    self.announce(&self.listings.opened(id));
+                }
                 if let Some((from, len)) = self.streams.note(id, offset, buf.len() as u64) {
                     fs.prefetch(id.ino(), from, len);
                 }
                 fs.read_at(id.ino(), offset, buf)
+            }
+        }
+    }
+
+    /// Takes note of a piece of a directory's listing that was given to a reader who also got the
+    /// attributes, the `first` or a later one, and announces what such a reader wants next: the
+    /// names in the directories listed, and the files if files are being read. Advisory.
+    pub fn listed(&self, dir: NodeId, first: bool, entries: &[TreeEntry]) {
+        if dir.space() == 0 {
+            return;
+        }
+        let of = |file_type| {
+            let wanted = move |e: &&TreeEntry| {
+                e.file_type == Some(file_type) && e.id.space() != 0 && e.next > OWN_COOKIES
+            };
+            entries.iter().filter(wanted).map(|e| e.id)
+        };
+        let files = self.listings.note(dir, first, of(FileType::Regular));
+        let directories: Vec<NodeId> = of(FileType::Directory).collect();
+        self.announce(&directories);
+        self.announce(&files);
+    }
+
+    /// Tells the filesystems that the beginnings of these nodes will be read soon.
+    fn announce(&self, ids: &[NodeId]) {
+        for same in ids.chunk_by(|a, b| a.space() == b.space()) {
+            let Some(Ok(Place::Guest(_, space))) = same.first().map(|&id| self.place(id)) else {
+                continue;
+            };
+            if let Ok(fs) = space.fs() {
+                let inos: Vec<InodeNo> = same.iter().map(|id| id.ino()).collect();
+                fs.prefetch_starts(&inos);
             }
         }
     }

@@ -142,37 +142,6 @@ impl Volume {
             data: data.unwrap_or(false),
         })
     }
-
-    /// Passes a range's runs on to the device.
-    pub fn prefetch_file(&self, inode: &Inode, offset: u64, len: u64) {
-        /// Runs announced in one call: announcing is no use if it takes as long as reading.
-        const MAX_RUNS: usize = 64;
-        if inode.has(InodeFlags::INLINE_DATA) || self.expect_file(inode).is_err() {
-            return;
-        }
-        let end = offset.saturating_add(len).min(inode.size);
-        let mut at = offset;
-        for _ in 0..MAX_RUNS {
-            if at >= end {
-                return;
-            }
-            let within = at & u64::from(self.sb.block_size).saturating_sub(1);
-            let Ok(run) = self.map(inode, at >> self.sb.block_size_log2) else {
-                return;
-            };
-            let bytes = run
-                .len
-                .saturating_mul(u64::from(self.sb.block_size))
-                .saturating_sub(within);
-            let bytes = bytes.min(end.saturating_sub(at));
-            if let Target::Stored(block) = run.target
-                && let Some(start) = self.sb.byte_of(block)
-            {
-                self.device.prefetch(start.saturating_add(within), bytes);
-            }
-            at = at.saturating_add(bytes.max(1));
-        }
-    }
 }
 
 /// The error for what only a key would show.

@@ -50,6 +50,10 @@ impl FileSystem for Ext4 {
         }
     }
 
+    fn prefetch_starts(&self, inos: &[InodeNo]) {
+        self.volume.prefetch_starts(inos);
+    }
+
     fn read_dir(
         &self,
         dir: InodeNo,

@@ -341,6 +341,7 @@ impl Volume {
             .min(self.device.len().saturating_sub(start));
         let len = usize::try_from(len).map_err(|_| none())?;
         let bytes = self.tables.get_or_load(start, Kind::InodeTable, || {
+            self.note_table_miss(start, table.saturating_add(table_len));
             Ok(self.device.read_vec(start, len)?.into())
         })?;
         let raw = usize::try_from(in_chunk)

@@ -11,6 +11,7 @@
 //! | [`inode`] | inodes |
 //! | [`map`], [`extent`], [`indirect`] | file block → disk block |
 //! | [`file`], [`inline_data`], [`symlink`] | content |
+//! | [`readahead`] | telling the device what will be read next |
 //! | [`dir`] | directories: linear, hashed, inline, encrypted names |
 //! | [`xattr`], [`acl`] | extended attributes |
 //! | [`journal`] | jbd2 recovery into memory |
@@ -36,6 +37,7 @@ pub mod inline_data;
 pub mod inode;
 pub mod journal;
 pub mod map;
+pub mod readahead;
 pub mod superblock;
 pub mod symlink;
 pub mod usage;

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -40,6 +41,8 @@ pub struct Volume {
     pub(super) blocks: BlockCache,
     pub(super) tables: BlockCache,
     pub(super) inodes: Mutex<LruCache<u32, Arc<Inode>>>,
+    /// Where the last piece of an inode table was read from the device, in bytes.
+    pub(super) last_table_miss: AtomicU64,
     pub(super) groups: Mutex<LruCache<u64, Group>>,
 }
 
@@ -57,6 +60,7 @@ impl Volume {
             blocks: BlockCache::new(BLOCK_BUDGET, sb.block_len()),
             tables: BlockCache::new(TABLE_BUDGET, chunk),
             inodes: Mutex::new(LruCache::new(INODES)),
+            last_table_miss: AtomicU64::new(u64::MAX),
             groups: Mutex::new(LruCache::new(GROUPS)),
             device,
             sb,

@@ -21,6 +21,9 @@ use crate::ondisk::units::to_u64;
 const TAIL: [u8; 8] = [0, 0, 0, 0, 12, 0, 0, 0xDE];
 const TAIL_LEN: usize = 12;
 
+/// Bytes of a directory announced when its listing starts.
+const READ_AHEAD: u64 = 1 << 20;
+
 /// Bytes at the start of an inline directory that hold the parent's number.
 pub const INLINE_PARENT_LEN: usize = 4;
 /// Where the second part of an inline directory starts.
@@ -176,6 +179,9 @@ impl Volume {
                 usize::try_from(cookie).unwrap_or(usize::MAX),
                 |entry, next| show(entry, to_u64(next)),
             );
+        }
+        if cookie == 0 && self.directory_blocks(dir) > 1 {
+            self.prefetch_file(dir, 0, READ_AHEAD);
         }
         let first = cookie >> self.sb.block_size_log2;
         let within = cookie & u64::from(self.sb.block_size).saturating_sub(1);
