@@ -151,6 +151,11 @@ pub trait FileSystem: Send + Sync {
         let _ = (ino, offset, len);
     }
 
+    /// Tells that the attributes of these inodes will be asked for soon. Advisory.
+    fn prefetch_attributes(&self, inos: &[InodeNo]) {
+        let _ = inos;
+    }
+
     /// Tells that these files and directories will be read from their beginning soon, about in this
     /// order. Advisory.
     fn prefetch_starts(&self, inos: &[InodeNo]) {

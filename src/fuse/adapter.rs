@@ -338,6 +338,7 @@ impl Filesystem for Adapter {
                 if entries.is_empty() {
                     break;
                 }
+                self.tree.prefetch_attributes(&entries);
                 for entry in entries {
                     let (attributes, ttl, generation) = match self.listed(entry.id) {
                         Some(a) => (attr(entry.id, &a), TTL, a.generation),

@@ -554,15 +554,25 @@ impl Tree {
         self.announce(&files);
     }
 
+    /// Tells that the attributes of these entries are wanted next. Advisory.
+    pub fn prefetch_attributes(&self, entries: &[TreeEntry]) {
+        let ids: Vec<NodeId> = entries.iter().map(|e| e.id).collect();
+        self.tell(&ids, |fs, inos| fs.prefetch_attributes(inos));
+    }
+
     /// Tells the filesystems that the beginnings of these nodes will be read soon.
     fn announce(&self, ids: &[NodeId]) {
+        self.tell(ids, |fs, inos| fs.prefetch_starts(inos));
+    }
+
+    fn tell(&self, ids: &[NodeId], tell: impl Fn(&dyn FileSystem, &[InodeNo])) {
         for same in ids.chunk_by(|a, b| a.space() == b.space()) {
             let Some(Ok(Place::Guest(_, space))) = same.first().map(|&id| self.place(id)) else {
                 continue;
             };
             if let Ok(fs) = space.fs() {
                 let inos: Vec<InodeNo> = same.iter().map(|id| id.ino()).collect();
-                fs.prefetch_starts(&inos);
+                tell(&**fs, &inos);
             }
         }
     }

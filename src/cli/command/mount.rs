@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
 
@@ -97,7 +98,7 @@ pub fn run(args: &MountArgs, log: &LogArgs) -> Outcome {
     if args.foreground || server {
         serve(args, images, point, server)
     } else {
-        start_server(point)
+        start_server(images, point)
     }
 }
 
@@ -106,7 +107,21 @@ fn is_server() -> bool {
     std::env::var(SERVER).is_ok_and(|pid| pid == nix::unistd::getppid().to_string())
 }
 
-fn start_server(point: &Path) -> Outcome {
+/// Bytes at the start of an image that opening it looks at.
+const HEAD_BYTES: i64 = 64 << 10;
+
+/// Has the host read (a part of) a regular file into its page cache, without waiting for it.
+fn read_soon(path: &Path, len: i64) {
+    let is_file = std::fs::metadata(path).is_ok_and(|m| m.is_file());
+    if is_file && let Ok(file) = File::open(path) {
+        let _ = posix_fadvise(&file, 0, len, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+    }
+}
+
+fn start_server(images: &[PathBuf], point: &Path) -> Outcome {
+    // After a cold start most of the time goes into reading this program, page by page where it
+    // is touched; read at once it takes a third.
+    read_soon(Path::new("/proc/self/exe"), 0);
     let program = std::env::current_exe().context(|| "cannot find this program".into())?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let mut server = Command::new(program)
@@ -116,6 +131,10 @@ fn start_server(point: &Path) -> Outcome {
         .stdout(Stdio::piped())
         .spawn()
         .context(|| "cannot start the server".into())?;
+    // While the server starts there is nothing else to do here.
+    for image in images {
+        read_soon(image, HEAD_BYTES);
+    }
     let mut line = String::new();
     if let Some(stdout) = server.stdout.take() {
         BufReader::new(stdout)

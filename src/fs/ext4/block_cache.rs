@@ -82,6 +82,12 @@ impl BlockCache {
         self.shards.get(usize::try_from(index).ok()?)
     }
 
+    /// Whether something is kept at `key`, whatever it was verified as.
+    pub fn contains(&self, key: u64) -> bool {
+        self.shard(key)
+            .is_some_and(|shard| shard.lock().contains(&key))
+    }
+
     /// The block at `key` as `kind`, loaded and verified by `load` if it is not here.
     ///
     /// # Errors

@@ -50,6 +50,10 @@ impl FileSystem for Ext4 {
         }
     }
 
+    fn prefetch_attributes(&self, inos: &[InodeNo]) {
+        self.volume.prefetch_inodes(inos);
+    }
+
     fn prefetch_starts(&self, inos: &[InodeNo]) {
         self.volume.prefetch_starts(inos);
     }

@@ -312,6 +312,27 @@ impl Volume {
     }
 
     fn load_inode(&self, ino: u32) -> Result<Inode> {
+        let place = self.inode_place(ino)?;
+        let bytes = self.tables.get_or_load(place.start, Kind::InodeTable, || {
+            self.note_table_miss(place.start, place.table_end);
+            Ok(self.device.read_vec(place.start, place.len)?.into())
+        })?;
+        let raw =
+            slice(&bytes, place.within, usize_from_u32(self.sb.inode_size)).ok_or_else(|| {
+                FsError::damaged(format!(
+                    "the device ends before inode {ino} ({} bytes)",
+                    to_u64(place.len)
+                ))
+            })?;
+        Inode::parse(&self.sb, ino, raw, self.ignore_checksums)
+    }
+
+    /// Where an inode is.
+    ///
+    /// # Errors
+    /// [`FsErrorKind::NotFound`] if there is no such number or its table was never written, or
+    /// what reading the group's descriptor reports.
+    pub(super) fn inode_place(&self, ino: u32) -> Result<InodePlace> {
         let sb = &self.sb;
         let none = || FsError::new(FsErrorKind::NotFound, format!("there is no inode {ino}"));
         let index = ino
@@ -339,22 +360,25 @@ impl Volume {
         let len = chunk_len
             .min(table_len.saturating_sub(chunk))
             .min(self.device.len().saturating_sub(start));
-        let len = usize::try_from(len).map_err(|_| none())?;
-        let bytes = self.tables.get_or_load(start, Kind::InodeTable, || {
-            self.note_table_miss(start, table.saturating_add(table_len));
-            Ok(self.device.read_vec(start, len)?.into())
-        })?;
-        let raw = usize::try_from(in_chunk)
-            .ok()
-            .and_then(|at| slice(&bytes, at, usize_from_u32(sb.inode_size)))
-            .ok_or_else(|| {
-                FsError::damaged(format!(
-                    "the device ends before inode {ino} ({} bytes)",
-                    to_u64(len)
-                ))
-            })?;
-        Inode::parse(sb, ino, raw, self.ignore_checksums)
+        Ok(InodePlace {
+            start,
+            len: usize::try_from(len).map_err(|_| none())?,
+            within: usize::try_from(in_chunk).map_err(|_| none())?,
+            table_end: table.saturating_add(table_len),
+        })
     }
+}
+
+/// Where an inode is: in which piece of its group's inode table.
+pub(super) struct InodePlace {
+    /// First byte of the piece.
+    pub start: u64,
+    /// Bytes of it that the device has.
+    pub len: usize,
+    /// First byte of the inode within the piece.
+    pub within: usize,
+    /// End of the table in bytes.
+    pub table_end: u64,
 }
 
 #[cfg(test)]

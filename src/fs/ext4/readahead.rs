@@ -45,6 +45,27 @@ impl Volume {
         self.announce(ranges);
     }
 
+    /// Announces the pieces of inode tables that hold these inodes and have to be read, if there are
+    /// several: a single one is as well read at once.
+    pub fn prefetch_inodes(&self, inos: &[InodeNo]) {
+        let mut ranges: Vec<(u64, u64)> = inos
+            .iter()
+            .take(MAX_INODES)
+            .filter_map(|ino| u32::try_from(ino.0).ok())
+            .filter_map(|ino| {
+                let place = self.inode_place(ino).ok()?;
+                let len = u64::try_from(place.len).ok()?;
+                (!self.tables.contains(place.start))
+                    .then(|| (place.start, place.start.saturating_add(len)))
+            })
+            .collect();
+        ranges.sort_unstable();
+        ranges.dedup();
+        if ranges.len() > 1 {
+            self.announce(ranges);
+        }
+    }
+
     /// Adds the device's ranges (start, end) behind a range of a file.
     fn collect(&self, inode: &Inode, offset: u64, len: u64, ranges: &mut Vec<(u64, u64)>) {
         let readable = matches!(
