@@ -431,3 +431,52 @@ fn as_nobody_with_nothing() {
         owner.display()
     ));
 }
+
+/// The host's kernel is asked to mount nothing, and no other program is run.
+#[test]
+fn no_mount_no_loop_device_no_program() {
+    let there = Command::new("strace").arg("-V").output();
+    if !there.is_ok_and(|output| output.status.success()) {
+        skip!("strace is not installed");
+    }
+    let dir = workdir();
+    image(dir.path(), "mkdir d\nwrite one d/f\nsymlink d/l f\n");
+    let program = guestlens().get_program().to_owned();
+    for (n, verb) in [
+        &["cp", "-r", "guest.img", "/d", "to"][..],
+        &["tar-out", "guest.img", "-o", "d.tar"],
+        &["cat", "guest.img", "/d/f"],
+        &["filesystems", "guest.img"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let log = dir.path().join(format!("log-{n}"));
+        run(tool("strace")
+            .current_dir(dir.path())
+            .args([
+                "-f",
+                "-qq",
+                "-e",
+                "trace=mount,fsopen,fsmount,move_mount,open_tree,execve,openat,open",
+                "-o",
+            ])
+            .arg(&log)
+            .arg(&program)
+            .args(verb));
+        let log = fs::read_to_string(&log).unwrap();
+        let calls = |name: &str| log.matches(name).count();
+        assert_eq!(calls("execve("), 1, "{log}");
+        assert!(log.contains("guest.img\""), "{log}");
+        for never in [
+            "mount(",
+            "fsopen(",
+            "open_tree(",
+            "/dev/loop",
+            "/dev/nbd",
+            "/dev/fuse",
+        ] {
+            assert_eq!(calls(never), 0, "{never} in {log}");
+        }
+    }
+}
