@@ -112,6 +112,7 @@ fn an_ordinary_user_mounts_through_the_helper() {
     assert_eq!(secret, "secret");
     let session: serde_json::Value = serde_json::from_str(session).unwrap();
     let server = u32::try_from(session["pid"].as_u64().unwrap()).unwrap();
+    assert!(session["mountpoint"].as_str().unwrap().starts_with('/'));
     if is_root() {
         // Nobody else gets in, not even root.
         let denied = std::fs::metadata(point.join("fs")).unwrap_err();

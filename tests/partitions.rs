@@ -97,12 +97,23 @@ fn gpt_with_a_damaged_copy() {
             "backup header",
             "printf X | dd of=disk bs=1 seek=$((32*1024*1024-500)) conv=notrunc status=none",
         ),
+        (
+            "backup array",
+            "printf X | dd of=disk bs=1 seek=$((32*1024*1024-33*512+60)) conv=notrunc status=none",
+        ),
+        ("backup cut off", "truncate -s 31M disk"),
+        (
+            "backup of another table",
+            "cp disk old; sgdisk -g -G disk >/dev/null; dd if=old of=disk bs=512 skip=65503 seek=65503 conv=notrunc status=none",
+        ),
     ] {
         let path = disk(dir.path(), &format!("{GPT}{script}"));
         let found = table(&path, None).unwrap();
-        // With a sound primary copy the other one is not asked.
-        let quiet = what.starts_with("backup");
-        assert_eq!(found.problems.is_empty(), quiet, "{what}");
+        let [problem] = &found.problems[..] else {
+            panic!("{what}: {:?}", found.problems);
+        };
+        let which = what.split(' ').next().unwrap();
+        assert!(problem.starts_with(&format!("the {which} GPT is damaged")));
         let places = |t: &FoundTable| -> Vec<(u32, u64, u64)> {
             t.table
                 .partitions
@@ -133,6 +144,47 @@ sfdisk --json $loop
     let truth: Value = serde_json::from_str(&json).unwrap();
     let found = compare_with(&dir.path().join("disk"), 4096, &truth);
     assert_eq!(found.table.partitions.len(), 2);
+}
+
+#[test]
+fn mbr_in_sectors_of_4096_bytes_that_nobody_stated() {
+    let dir = workdir();
+    // An MBR does not say what sectors it counts in, so any disk can hold this one.
+    let mbr = "printf 'label: dos\nstart=256,size=2048,type=83\nstart=4096,size=4096,type=83\n' | sfdisk -q disk\n";
+    let fs = "mke2fs -q -F -E offset=$((4096*4096)) disk 16M";
+    let look = |path: &Path| {
+        let image = guestlens::guest::ImageArgument {
+            path: path.to_owned(),
+            format: Some("raw".into()),
+        };
+        let guest = Guest::open(&[image], &GuestOptions::default()).unwrap();
+        let size = guest.disks()[0].table.as_ref().unwrap().sector_size;
+        let open = |v: &&guestlens::guest::Volume| matches!(v.content, Content::FileSystem(_));
+        let names: Vec<String> = guest
+            .volumes()
+            .iter()
+            .filter(open)
+            .map(|v| v.name.clone())
+            .collect();
+        let told = guest
+            .problems()
+            .iter()
+            .any(|p| p.message.contains("sectors of 4096"));
+        (size, names, told, guest.volumes().len())
+    };
+    let path = disk(dir.path(), &format!("{mbr}{fs}"));
+    assert_eq!(look(&path), (4096, vec!["sda2".into()], true, 2));
+    // Nothing known in either: as it reads by default.
+    assert_eq!(look(&disk(dir.path(), mbr)), (512, vec![], false, 2));
+    // Something known in sectors of 512.
+    let path = disk(
+        dir.path(),
+        &format!("{mbr}{fs}; mkfs.fat --offset 4096 disk 2048 >/dev/null"),
+    );
+    assert_eq!(look(&path), (512, vec![], false, 2));
+    // The table does not fit the disk in larger sectors.
+    let path = disk(dir.path(), &format!("{mbr}{fs}; truncate -s 20M disk"));
+    assert_eq!(look(&path), (512, vec![], false, 2));
 }
 
 #[test]

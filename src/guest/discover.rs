@@ -12,7 +12,7 @@ use crate::block::BlockDevice;
 use crate::formats::{Image, OpenOptions, SnapshotInfo, open_path};
 use crate::fs::{self, FileSystem, FsOptions};
 use crate::ondisk::text::printable;
-use crate::volumes::{Partition, Probe, Table, find_table};
+use crate::volumes::{FoundTable, Partition, Probe, Table, TableKind, find_table};
 
 use super::error::{GuestError, Problem, Result};
 
@@ -145,12 +145,7 @@ impl Guest {
                     ));
                 }
             }
-            let table = guest.partitions(&name, &device, options);
-            if let Some(table) = &table {
-                for partition in table.partitions.iter().filter(|p| !p.extended) {
-                    guest.add_partition(&name, index, &device, partition, options);
-                }
-            }
+            let table = guest.add_partitions(&name, index, &device, options);
             if table.is_none() {
                 guest.add_volume(name.clone(), index, device.clone(), None, options);
             }
@@ -162,6 +157,69 @@ impl Guest {
             });
         }
         guest
+    }
+
+    /// Adds what the disk's table describes; `None` if it has no table.
+    fn add_partitions(
+        &mut self,
+        name: &str,
+        disk: usize,
+        device: &BlockDevice,
+        options: &GuestOptions,
+    ) -> Option<Table> {
+        let before = (self.volumes.len(), self.problems.len());
+        let table = self.partitions(name, device, options)?;
+        self.add_all(name, disk, device, &table, options);
+        // An MBR does not say what sectors it counts in.
+        let guessed = table.kind == TableKind::Mbr && options.sector_size.is_none();
+        let known = |volumes: &[Volume]| {
+            let mut contents = volumes.iter().map(|v| &v.content);
+            contents.any(|content| !matches!(content, Content::Unknown))
+        };
+        let added = self.volumes.get(before.0..).unwrap_or_default();
+        if !guessed || known(added) {
+            return Some(table);
+        }
+        let Some(large) = table_in_large_sectors(device) else {
+            return Some(table);
+        };
+        let mut other = Self {
+            disks: Vec::new(),
+            volumes: Vec::new(),
+            problems: Vec::new(),
+        };
+        other.add_all(name, disk, device, &large.table, options);
+        if !known(&other.volumes) {
+            return Some(table);
+        }
+        self.volumes.truncate(before.0);
+        self.problems.truncate(before.1);
+        self.problems.push(Problem::new(
+            name,
+            format!(
+                "the partition table is taken to count in sectors of {LARGE_SECTOR} bytes, since \
+                 in sectors of {} bytes it leads to nothing known",
+                table.sector_size
+            ),
+        ));
+        let odd = large.problems.into_iter().map(|p| Problem::new(name, p));
+        self.problems.extend(odd);
+        self.volumes.append(&mut other.volumes);
+        self.problems.append(&mut other.problems);
+        Some(large.table)
+    }
+
+    fn add_all(
+        &mut self,
+        name: &str,
+        disk: usize,
+        device: &BlockDevice,
+        table: &Table,
+        options: &GuestOptions,
+    ) {
+        for partition in table.partitions.iter().filter(|p| !p.extended) {
+            self.add_partition(name, disk, device, partition, options);
+        }
     }
 
     fn partitions(
@@ -365,6 +423,20 @@ impl Guest {
 
 /// Most images of one guest: `sda` to `sdzz`.
 const MAX_IMAGES: usize = 26 + 26 * 26;
+
+/// Sectors of disks with 4 KiB ones, in bytes.
+const LARGE_SECTOR: u32 = 4096;
+
+/// The MBR of a disk as it reads in sectors of 4 KiB, if that fits the disk.
+fn table_in_large_sectors(device: &BlockDevice) -> Option<FoundTable> {
+    let found = find_table(device, Some(LARGE_SECTOR)).ok()??;
+    let fits = found
+        .table
+        .partitions
+        .iter()
+        .all(|p| p.start.saturating_add(p.len) <= device.len());
+    (fits && found.table.kind == TableKind::Mbr).then_some(found)
+}
 
 /// `sda` … `sdz`, `sdaa` … `sdzz`, as Linux counts.
 fn disk_name(index: usize) -> String {

@@ -96,11 +96,18 @@ pub fn assemble(guest: &Guest, root: usize) -> Option<Assembled> {
             problems.push(problem(entry.line, &message));
         }
     }
+    problems.sort_by_key(line_of);
     Some(Assembled {
         view,
         fstab,
         problems,
     })
+}
+
+/// The line a problem of [`problem`] is about.
+fn line_of(problem: &Problem) -> usize {
+    let number = problem.subject.rsplit_once(':').map(|(_, n)| n.parse());
+    number.and_then(Result::ok).unwrap_or(0)
 }
 
 fn problem(line: usize, message: &str) -> Problem {

@@ -1,5 +1,7 @@
 //! Contents of `meta/session` and `session.json`: how the guest is being looked at.
 
+use std::path::Path;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -29,7 +31,7 @@ pub struct Session {
 
 impl Session {
     /// This process's look at a guest.
-    pub fn of(guest: &Guest, snapshot: Option<&str>) -> Self {
+    pub fn of(guest: &Guest, snapshot: Option<&str>, mountpoint: Option<&Path>) -> Self {
         let live = guest.disks().iter().any(|d| d.image.info().live);
         let images = guest.disks().iter().map(|d| {
             let path = &d.image.info().filename;
@@ -38,7 +40,7 @@ impl Session {
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
-            mountpoint: None,
+            mountpoint: mountpoint.map(|point| point.to_string_lossy().into_owned()),
             images: images.collect(),
             access: "read-only",
             snapshot: snapshot.map(str::to_owned),

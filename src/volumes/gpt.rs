@@ -2,7 +2,7 @@
 //!
 //! The header at LBA 1 and its entry array carry a CRC-32 each; a second copy lies at the end of
 //! the disk. The first sound copy is used, the primary one being asked first, and a damaged one is
-//! reported. Follows the UEFI specification 2.10, section 5.3.
+//! reported, the backup too. Follows the UEFI specification 2.10, section 5.3.
 
 use super::api::{Partition, Table, TableKind};
 use crate::block::BlockDevice;
@@ -201,14 +201,31 @@ fn read_copy(
     lba: u64,
     sector_size: u32,
     problems: &mut Vec<String>,
-) -> Result<Table, (Option<Header>, String)> {
+) -> Result<(Header, Table), (Option<Header>, String)> {
     let sector = read_sector(disk, lba, sector_size)
         .ok_or((None, "the header lies outside the disk".to_owned()))?;
     let header = Header::parse(&sector, lba).map_err(|e| (None, e.to_owned()))?;
     match header.read_array(disk, sector_size) {
-        Ok(array) => Ok(header.table(&array, sector_size, problems)),
+        Ok(array) => {
+            let table = header.table(&array, sector_size, problems);
+            Ok((header, table))
+        }
         Err(e) => Err((Some(header), e)),
     }
+}
+
+/// What is wrong with the backup of a sound primary copy: its header and the checksum of its
+/// array.
+fn check_backup(disk: &BlockDevice, primary: &Header, sector_size: u32) -> Result<(), String> {
+    let lba = primary.alternate_lba();
+    let sector =
+        read_sector(disk, lba, sector_size).ok_or("the header lies outside the disk".to_owned())?;
+    let backup = Header::parse(&sector, lba)?;
+    backup.read_array(disk, sector_size)?;
+    if (backup.disk, backup.array_crc) != (primary.disk, primary.array_crc) {
+        return Err("it describes other partitions".into());
+    }
+    Ok(())
 }
 
 /// What a look for a GPT brought.
@@ -235,7 +252,14 @@ pub(super) fn find(
     let mut alternates = Vec::new();
     for &sector_size in sector_sizes {
         match read_copy(disk, 1, sector_size, problems) {
-            Ok(table) => return Found::Table(table),
+            Ok((header, table)) => {
+                if let Err(why) = check_backup(disk, &header, sector_size) {
+                    problems.push(format!(
+                        "the backup GPT is damaged ({why}); the primary is used"
+                    ));
+                }
+                return Found::Table(table);
+            }
             Err((header, why)) => {
                 let Some(sector) = read_sector(disk, 1, sector_size) else {
                     continue;
@@ -261,7 +285,7 @@ pub(super) fn find(
     }
     // At most three places per sector size.
     for (sector_size, lba) in alternates.into_iter().filter(|&(_, lba)| lba > 1) {
-        if let Ok(table) = read_copy(disk, lba, sector_size, problems) {
+        if let Ok((_, table)) = read_copy(disk, lba, sector_size, problems) {
             let why = damage.unwrap_or_else(|| "there is no header".into());
             problems.push(format!(
                 "the primary GPT is damaged ({why}); its backup is used"

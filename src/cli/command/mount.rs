@@ -178,10 +178,14 @@ fn serve(args: &MountArgs, images: &[PathBuf], point: &Path, server: bool) -> Ou
         uid: nix::unistd::geteuid().as_raw(),
         gid: nix::unistd::getegid().as_raw(),
     });
+    // Before it is mounted, and before this process changes its directory.
+    let shown_at = std::fs::canonicalize(point).context(|| mounts::shown(point))?;
     let layout = Layout {
         options: opened.options,
         roots: super::mount_contents::roots,
-        meta: Arc::new(super::mount_contents::meta),
+        meta: Arc::new(move |guest, roots, snapshot| {
+            super::mount_contents::meta(guest, roots, snapshot, &shown_at)
+        }),
     };
     layout.show(&tree, &guest)?;
     drop(guest);

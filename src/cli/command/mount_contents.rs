@@ -1,5 +1,6 @@
 //! What `mount` shows of a guest besides its files: its operating systems' trees, and `meta/`.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
@@ -19,8 +20,13 @@ pub fn roots(guest: &Guest) -> Roots {
 type FactsPart = fn(&Look) -> Vec<u8>;
 type NetworkPart = fn(&NetworkMeta) -> Vec<u8>;
 
-/// The files of `meta/`.
-pub fn meta(guest: &Arc<Guest>, roots: &Roots, snapshot: Option<&str>) -> Vec<MetaFile> {
+/// The files of `meta/` of a guest that is mounted at `mountpoint`.
+pub fn meta(
+    guest: &Arc<Guest>,
+    roots: &Roots,
+    snapshot: Option<&str>,
+    mountpoint: &Path,
+) -> Vec<MetaFile> {
     let mut files = Vec::new();
     let mut add = |path, permissions, make: Box<dyn Fn() -> Vec<u8> + Send + Sync>| {
         files.push(MetaFile {
@@ -55,6 +61,7 @@ pub fn meta(guest: &Arc<Guest>, roots: &Roots, snapshot: Option<&str>) -> Vec<Me
             guest: Arc::clone(guest),
             systems: Arc::clone(roots),
             snapshot: snapshot.map(str::to_owned),
+            mountpoint: mountpoint.to_owned(),
         };
         Box::new(move || make(&look))
     };
@@ -89,11 +96,16 @@ struct Look {
     guest: Arc<Guest>,
     systems: Roots,
     snapshot: Option<String>,
+    mountpoint: PathBuf,
 }
 
 impl Look {
     fn session(&self) -> Session {
-        Session::of(&self.guest, self.snapshot.as_deref())
+        Session::of(
+            &self.guest,
+            self.snapshot.as_deref(),
+            Some(&self.mountpoint),
+        )
     }
 }
 
