@@ -460,7 +460,7 @@ fn several_systems_and_the_fstab() {
         "homes"
     );
     assert!(
-        meta::session::text(&meta::session::Session::of(&guest, None))
+        meta::session::text(&meta::session::Session::of(&guest, None, None))
             .contains("access: \"read-only\"\n")
     );
     assert_eq!(meta::image::json(&guest, None)["images"][0]["disk"], "sda");

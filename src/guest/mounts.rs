@@ -389,6 +389,8 @@ fn device_name(name: &str) -> Option<(usize, Option<u32>)> {
 /// The lines of an fstab. Bad ones become problems.
 pub fn parse(text: &[u8], problems: &mut Vec<Problem>) -> Vec<FstabEntry> {
     let mut entries = Vec::new();
+    // Bad lines count as well: each is a problem that is kept.
+    let mut considered = 0usize;
     for (index, line) in text.split(|&b| b == b'\n').enumerate() {
         let number = index.saturating_add(1);
         let mut fields = line
@@ -399,10 +401,11 @@ pub fn parse(text: &[u8], problems: &mut Vec<Problem>) -> Vec<FstabEntry> {
         if spec.first() == Some(&b'#') {
             continue;
         }
-        if entries.len() >= MAX_ENTRIES {
+        if considered >= MAX_ENTRIES {
             problems.push(problem(number, "more lines than are considered"));
             break;
         }
+        considered = considered.saturating_add(1);
         let Some(point) = fields.next() else {
             problems.push(problem(number, "no mount point"));
             continue;
