@@ -6,10 +6,20 @@
 //! | module | responsibility |
 //! |---|---|
 //! | [`parse`] | files, lines, stanzas, `source` |
+//! | [`templates`] | `inherits`, stanzas only mappings use |
+//! | [`kind`] | what a device is |
 //! | [`device`] | stanzas to devices |
+//! | [`addresses`] | method, addresses, netmask, gateways |
+//! | [`options`] | options that make sense by themselves |
+//! | [`hooks`] | `up` and `down` lines |
 
+pub mod addresses;
 pub mod device;
+pub mod hooks;
+pub mod kind;
+pub mod options;
 pub mod parse;
+pub mod templates;
 
 use super::super::api::Reading;
 
