@@ -172,6 +172,9 @@ impl GuestView {
     /// As [`FileSystem::lookup`].
     pub fn step(&self, dir: Node, name: &[u8]) -> Result<Node> {
         let mut dir = dir;
+        if name == b"." && self.attributes(dir)?.file_type == FileType::Directory {
+            return Ok(dir);
+        }
         if name == b".." {
             // Out of as many mounts as this directory is the root of.
             while let Some(mount) = self.mounts.get(dir.mount) {
@@ -225,11 +228,9 @@ impl GuestView {
         };
         // Components still to walk, the next one last. Each link puts its target's on top.
         let mut todo: Vec<Vec<u8>> = components_reversed(path);
-        // `link/` and `link/.` mean what the link leads to.
-        let trailing_slash = path.last() == Some(&b'/');
         while let Some(name) = todo.pop() {
             let next = self.step(here, &name).map_err(|e| within(e, &name))?;
-            let last = todo.is_empty() && !trailing_slash;
+            let last = todo.is_empty();
             if (!last || follow == FollowFinal::Yes) && name != b".." && name != b"." {
                 let attributes = self.attributes(next).map_err(|e| within(e, &name))?;
                 if attributes.file_type == FileType::Symlink {
@@ -261,9 +262,6 @@ impl GuestView {
                 }
             }
             here = next;
-        }
-        if trailing_slash && self.attributes(here)?.file_type != FileType::Directory {
-            return Err(FsError::new(FsErrorKind::NotDirectory, "not a directory"));
         }
         Ok(here)
     }
@@ -373,13 +371,17 @@ fn within(error: FsError, name: &[u8]) -> FsError {
     }
 }
 
-/// The components of a path, the first one last; empty ones and `.` dropped.
+/// The components of a path, the first one last; empty ones and `.` dropped. A slash at the end is
+/// kept as a last `.`, because `link/` and `file/` mean a directory.
 fn components_reversed(path: &[u8]) -> Vec<Vec<u8>> {
-    path.split(|&b| b == b'/')
+    let slash = path.last() == Some(&b'/') || path.ends_with(b"/.");
+    let end = slash.then(|| b".".to_vec());
+    let names = path
+        .split(|&b| b == b'/')
         .filter(|name| !name.is_empty() && *name != b".")
         .rev()
-        .map(<[u8]>::to_vec)
-        .collect()
+        .map(<[u8]>::to_vec);
+    end.into_iter().chain(names).collect()
 }
 
 /// An absolute path without empty components, `.` and a slash at the end. `..` is kept out of it
