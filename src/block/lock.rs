@@ -16,6 +16,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -34,6 +35,9 @@ const RESIZE: i64 = 3;
 
 /// Most entries of `/proc` looked at to name the holder of a lock.
 const MAX_PROC_ENTRIES: usize = 100_000;
+
+/// Longest name shown for a process; a longer one is cut to what the kernel keeps.
+const MAX_PROCESS_NAME: usize = 64;
 
 /// What is about to be done to the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,13 +197,23 @@ fn holder(file: &File, at: i64) -> Option<String> {
                 .is_ok_and(|m| m.dev() == ours.dev() && m.ino() == ours.ino());
             let info = process.path().join("fdinfo").join(descriptor.file_name());
             if same && std::fs::read_to_string(info).is_ok_and(|text| shows_lock(&text, at)) {
-                let comm = std::fs::read(process.path().join("comm")).unwrap_or_default();
-                let comm = crate::ondisk::text::printable(comm.trim_ascii_end());
-                return Some(format!("{comm} (pid {pid})"));
+                return Some(format!("{} (pid {pid})", process_name(&process.path())));
             }
         }
     }
     None
+}
+
+/// The name of the process `/proc/N` describes. The kernel keeps 15 bytes of it, so the command
+/// line serves where it begins with those.
+fn process_name(process: &Path) -> String {
+    let comm = std::fs::read(process.join("comm")).unwrap_or_default();
+    let comm = comm.trim_ascii_end();
+    let command = std::fs::read(process.join("cmdline")).unwrap_or_default();
+    let program = crate::ondisk::text::until_nul(&command);
+    let name = program.rsplit(|&b| b == b'/').next().unwrap_or_default();
+    let whole = name.starts_with(comm) && name.len() <= MAX_PROCESS_NAME;
+    crate::ondisk::text::printable(if whole { name } else { comm })
 }
 
 /// Whether an `fdinfo` text has an open-file-description lock that covers byte `at`. A line reads

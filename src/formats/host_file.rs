@@ -46,15 +46,14 @@ impl HostFile {
     /// [`FormatErrorKind::Io`] if it is not there, not readable or no image can be in it.
     pub fn open(path: &Path) -> Result<Self> {
         // Looked at first: opening a device node can already have effects.
-        let metadata = std::fs::metadata(path)
-            .map_err(|e| FormatError::io(format!("cannot open {}", shown(path)), e))?;
+        let metadata = std::fs::metadata(path).map_err(|e| not_opened(path, e))?;
         suitable(&metadata, path)?;
         let file = OpenOptions::new()
             .read(true)
             // Should the path have become a FIFO since, this must not wait for a writer.
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
             .open(path)
-            .map_err(|e| FormatError::io(format!("cannot open {}", shown(path)), e))?;
+            .map_err(|e| not_opened(path, e))?;
         Self::from_open(file, path.to_owned())
     }
 
@@ -157,6 +156,18 @@ pub fn shown(path: &Path) -> String {
     printable(path.as_os_str().as_bytes())
 }
 
+fn not_opened(path: &Path, error: std::io::Error) -> FormatError {
+    let kind = error.kind();
+    let failed = FormatError::io(format!("cannot open {}", shown(path)), error);
+    match kind {
+        std::io::ErrorKind::PermissionDenied => failed.with_hint(
+            "guestlens reads images with the rights of the user who runs it: run it as one who may read this file",
+        ),
+        std::io::ErrorKind::NotFound => failed.with_hint("check the path for typing errors"),
+        _ => failed,
+    }
+}
+
 /// Refuses what cannot hold an image.
 pub fn suitable(metadata: &Metadata, path: &Path) -> Result<()> {
     let kind = metadata.file_type();
@@ -178,5 +189,6 @@ pub fn suitable(metadata: &Metadata, path: &Path) -> Result<()> {
     Err(FormatError::new(
         FormatErrorKind::NotThisFormat,
         format!("{} {what}, not a disk image", shown(path)),
-    ))
+    )
+    .with_hint("give a regular file or a block device"))
 }

@@ -12,6 +12,7 @@ pub mod fuzz;
 pub mod guest;
 pub mod mount;
 pub mod netplan;
+pub mod qemu_io;
 pub mod walk;
 
 use std::fs::OpenOptions;

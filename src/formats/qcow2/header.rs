@@ -43,6 +43,10 @@ pub struct Header {
     pub l1_offset: u64,
     /// Entries of the active L1 table.
     pub l1_entries: u32,
+    /// Host offset of the refcount table.
+    pub refcount_table_offset: u64,
+    /// Clusters of the refcount table.
+    pub refcount_table_clusters: u32,
     /// Log2 of the refcount width in bits.
     pub refcount_order: u32,
     /// Number of internal snapshots.
@@ -70,6 +74,7 @@ fn damaged(what: impl Into<String>) -> FormatError {
         FormatErrorKind::Damaged,
         format!("qcow2 header: {}", what.into()),
     )
+    .with_hint("qemu-img check says more; perhaps the file was not copied completely")
 }
 
 /// Length of the first cluster, which holds the header and its extensions, read from the first
@@ -208,6 +213,8 @@ impl Header {
             size: u64_at(24)?,
             l1_entries: u32_at(36)?,
             l1_offset: u64_at(40)?,
+            refcount_table_offset: u64_at(48)?,
+            refcount_table_clusters: u32_at(56)?,
             refcount_order,
             snapshot_count: u32_at(60)?,
             snapshots_offset: u64_at(64)?,
@@ -226,11 +233,12 @@ impl Header {
             header.l1_entries,
             file_len,
         )?;
-        let refcount_bytes = u64::from(u32_at(56)?).saturating_mul(layout.cluster_size());
+        let refcount_bytes =
+            u64::from(header.refcount_table_clusters).saturating_mul(layout.cluster_size());
         if refcount_bytes > MAX_REFCOUNT_TABLE_BYTES {
             return Err(damaged("the refcount table is larger than 8 MiB"));
         }
-        if !layout.aligned(u64_at(48)?) {
+        if !layout.aligned(header.refcount_table_offset) {
             return Err(damaged("the refcount table is not aligned"));
         }
         Ok(header)

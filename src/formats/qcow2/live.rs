@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use super::header::Header;
 use crate::block::cache::SourceId;
 use crate::block::{BlockDevice, BlockError, Result};
-use crate::ondisk::bytes::{be32, be64};
+use crate::ondisk::bytes::be64;
 
 /// How long what was read of a live image's tables counts.
 pub const LIVE_FOR: Duration = Duration::from_secs(1);
@@ -41,9 +41,7 @@ impl CacheIds {
 
 /// Identities that change with time; see the module text.
 pub struct LiveTables {
-    size: u64,
     l1_offset: u64,
-    l1_entries: u32,
     current: Mutex<Current>,
 }
 
@@ -57,9 +55,7 @@ impl LiveTables {
     /// Starts with the header as it was read at opening.
     pub fn new(header: &Header) -> Self {
         Self {
-            size: header.size,
             l1_offset: header.l1_offset,
-            l1_entries: header.l1_entries,
             current: Mutex::new(Current {
                 ids: CacheIds::fresh(),
                 since: Instant::now(),
@@ -83,7 +79,8 @@ impl LiveTables {
             }
         }
         // Several threads may look; they see the same.
-        let same = self.as_opened(file)?;
+        let head = file.read_vec(0, 48)?;
+        let same = be64(&head, 40) == Some(self.l1_offset);
         let mut current = self.current.lock();
         if !same {
             current.moved = true;
@@ -94,13 +91,6 @@ impl LiveTables {
             current.since = Instant::now();
         }
         Ok(current.ids)
-    }
-
-    fn as_opened(&self, file: &BlockDevice) -> Result<bool> {
-        let head = file.read_vec(0, 72)?;
-        Ok(be64(&head, 24) == Some(self.size)
-            && be32(&head, 36) == Some(self.l1_entries)
-            && be64(&head, 40) == Some(self.l1_offset))
     }
 }
 

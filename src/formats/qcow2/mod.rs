@@ -8,15 +8,17 @@
 //! | [`live`] | how long what was read of a running guest's tables counts |
 //! | [`decompress`] | compressed clusters and the worker threads |
 //! | [`snapshot`] | the snapshot table |
+//! | [`refcount`] | whether the file was cut short |
 //!
-//! Specification: QEMU, `docs/interop/qcow2.rst`. Refcounts are not needed to read and are not
-//! looked at; bitmaps, VM state and unknown autoclear features are ignored. Nothing is sized by a
+//! Specification: QEMU, `docs/interop/qcow2.rst`. Refcounts are not needed to read and only
+//! tell where the image should end; bitmaps, VM state and unknown autoclear features are ignored. Nothing is sized by a
 //! number from the header.
 
 pub mod decompress;
 pub mod header;
 pub mod layout;
 pub mod live;
+pub mod refcount;
 pub mod snapshot;
 pub mod view;
 
@@ -93,6 +95,16 @@ pub fn open_device(
     if header.dirty {
         info.warnings
             .push("the image was not closed properly (dirty refcounts)".into());
+    }
+    // Refcounts that may be wrong, or may have changed already, say nothing.
+    if !(header.dirty || header.corrupt || info.live)
+        && let Some(at) = refcount::missing_end(&file, header)?
+    {
+        info.warnings.push(format!(
+            "the file was cut short: it has {} bytes, but the image uses byte {at} as well; \
+             what is missing reads as zeroes or not at all",
+            file.len()
+        ));
     }
     fill_info(&mut info, header, &snapshots);
     let source = Arc::new(Source {

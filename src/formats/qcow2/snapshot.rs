@@ -12,6 +12,9 @@ use crate::ondisk::units::{to_u64, usize_from_u32};
 
 /// Largest table in bytes, as in QEMU.
 const MAX_TABLE_BYTES: u64 = 64 << 20;
+/// Longest ids and names of all snapshots together, in bytes. QEMU has no such limit, but nobody
+/// reads that much, and here they all are in memory.
+const MAX_NAMES_BYTES: usize = 8 << 20;
 /// Most extra data of one entry in bytes, as in QEMU.
 const MAX_EXTRA: usize = 1024;
 
@@ -33,10 +36,19 @@ pub fn read_table(file: &BlockDevice, header: &Header) -> Result<Vec<Snapshot>> 
     header.check_snapshots(file.len())?;
     let mut snapshots = Vec::new();
     let mut at = header.snapshots_offset;
+    let mut names_left = MAX_NAMES_BYTES;
     let end = at.saturating_add(MAX_TABLE_BYTES);
     for number in 0..header.snapshot_count {
         let (snapshot, len) = read_entry(file, at, header.size)
             .map_err(|e| e.within(format!("entry {number} of the snapshot table at {at}")))?;
+        let names = snapshot
+            .info
+            .id
+            .len()
+            .saturating_add(snapshot.info.name.len());
+        names_left = names_left
+            .checked_sub(names)
+            .ok_or_else(|| damaged("the names of the snapshots take more than 8 MiB"))?;
         snapshots.push(snapshot);
         at = at.saturating_add(len);
         if at > end {
