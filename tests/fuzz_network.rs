@@ -5,27 +5,12 @@ mod support;
 use std::time::{Duration, Instant};
 
 use guestlens::network::{self, MemoryFiles};
+use support::fuzz::{self, Rng};
 use support::netplan::check_netplan;
 
-const CASES: usize = 100_000;
-/// Far above what a case takes, for machines that have other things to do.
-const LIMIT: Duration = Duration::from_secs(4);
-
-/// xorshift64*: small, deterministic.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-}
+const CASES: u64 = 100_000;
+/// How long a file as large as is read at all may take, in a debug build.
+const LARGE_LIMIT: Duration = Duration::from_secs(2);
 
 const SCRIPTS: &str = "etc/sysconfig/network-scripts/";
 
@@ -159,7 +144,7 @@ fn seeds() -> Vec<(&'static str, &'static str, &'static str)> {
     ]
 }
 
-fn mutate(random: &mut Random, seed: &[u8], other: &[u8]) -> Vec<u8> {
+fn mutate(rng: &mut Rng, seed: &[u8], other: &[u8]) -> Vec<u8> {
     const BITS: [&[u8]; 22] = [
         b"\"",
         b"'",
@@ -185,32 +170,32 @@ fn mutate(random: &mut Random, seed: &[u8], other: &[u8]) -> Vec<u8> {
         b" ",
     ];
     let mut out = seed.to_vec();
-    for _ in 0..=random.below(6) {
-        let at = random.below(out.len() + 1);
-        match random.below(8) {
+    for _ in 0..=rng.index(6) {
+        let at = rng.index(out.len() + 1);
+        match rng.index(8) {
             0 => {
                 if let Some(b) = out.get_mut(at) {
-                    *b ^= 1 << random.below(8);
+                    *b ^= 1 << rng.index(8);
                 }
             }
             1 => {
-                let bits = BITS[random.below(BITS.len())];
+                let bits = BITS[rng.index(BITS.len())];
                 out.splice(at..at, bits.iter().copied());
             }
             2 => {
-                let end = (at + random.below(12)).min(out.len());
+                let end = (at + rng.index(12)).min(out.len());
                 out.drain(at..end);
             }
             3 => out.truncate(at),
             4 => {
-                let end = (at + random.below(40)).min(out.len());
+                let end = (at + rng.index(40)).min(out.len());
                 let piece = out[at..end].to_vec();
-                let to = random.below(out.len() + 1);
+                let to = rng.index(out.len() + 1);
                 out.splice(to..to, piece);
             }
             5 => {
-                let from = random.below(other.len() + 1);
-                let end = (from + random.below(60)).min(other.len());
+                let from = rng.index(other.len() + 1);
+                let end = (from + rng.index(60)).min(other.len());
                 out.splice(at..at, other[from..end].iter().copied());
             }
             6 => {
@@ -220,13 +205,13 @@ fn mutate(random: &mut Random, seed: &[u8], other: &[u8]) -> Vec<u8> {
                     .map(<[u8]>::to_vec)
                     .collect();
                 if lines.len() > 1 {
-                    let (a, b) = (random.below(lines.len()), random.below(lines.len()));
+                    let (a, b) = (rng.index(lines.len()), rng.index(lines.len()));
                     lines.swap(a, b);
                 }
                 out = lines.concat();
             }
             _ => {
-                let byte = (random.next() & 0xff) as u8;
+                let byte = (rng.next() & 0xff) as u8;
                 if let Some(b) = out.get_mut(at) {
                     *b = byte;
                 }
@@ -256,42 +241,20 @@ fn looks_like_yaml(text: &str) -> bool {
 #[test]
 fn mutated_files_do_no_harm() {
     let seeds = seeds();
-    let threads = 2;
-    let handles: Vec<_> = (0..threads)
-        .map(|thread| {
-            let seeds = seeds.clone();
-            std::thread::spawn(move || {
-                let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ (thread as u64 + 1));
-                for n in 0..CASES / threads {
-                    let (kind, path, seed) = seeds[n % seeds.len()];
-                    let other = seeds[random.below(seeds.len())].2;
-                    let bytes = mutate(&mut random, seed.as_bytes(), other.as_bytes());
-                    let shown = String::from_utf8_lossy(&bytes).into_owned();
-                    let files = tree(kind, path, bytes);
-                    let start = Instant::now();
-                    let document = std::panic::catch_unwind(|| {
-                        let document = network::read(&files);
-                        if n % 7 == 0 {
-                            check_netplan(&document.to_json());
-                        }
-                        if n % 64 == 0 {
-                            let yaml = document.to_yaml();
-                            assert!(looks_like_yaml(&yaml), "{yaml}");
-                            document.summary();
-                        }
-                    });
-                    assert!(document.is_ok(), "case {n} of {path}:\n{shown:?}");
-                    assert!(
-                        start.elapsed() < LIMIT,
-                        "case {n} of {path} is slow:\n{shown:?}"
-                    );
-                }
-            })
-        })
-        .collect();
-    for handle in handles {
-        handle.join().expect("a case failed");
-    }
+    fuzz::run(CASES, |number, rng| {
+        let (kind, path, seed) = seeds[number as usize % seeds.len()];
+        let other = seeds[rng.index(seeds.len())].2;
+        let bytes = mutate(rng, seed.as_bytes(), other.as_bytes());
+        let document = network::read(&tree(kind, path, bytes));
+        if number % 7 == 0 {
+            check_netplan(&document.to_json());
+        }
+        if number % 61 == 0 {
+            let yaml = document.to_yaml();
+            assert!(looks_like_yaml(&yaml), "{yaml}");
+            document.summary();
+        }
+    });
 }
 
 /// A file as large as is read at all, made of one thing repeated.
@@ -341,13 +304,17 @@ fn large_files_are_read_in_time() {
         for size in [1 << 20, 2 << 20] {
             let bytes = piece.repeat(size / piece.len()).into_bytes();
             let files = tree(kind, path, bytes);
-            let start = Instant::now();
-            let yaml = network::read(&files).to_yaml();
-            let took = start.elapsed();
-            assert!(
-                took < Duration::from_secs(5),
-                "{path} of {piece:?}: {took:?}"
-            );
+            let read = || {
+                let started = Instant::now();
+                let yaml = network::read(&files).to_yaml();
+                (yaml, started.elapsed())
+            };
+            let (yaml, mut took) = read();
+            if took >= LARGE_LIMIT {
+                // A busy machine may delay it once.
+                took = read().1;
+            }
+            assert!(took < LARGE_LIMIT, "{path} of {piece:?}: {took:?}");
             assert!(yaml.starts_with("network:\n"));
         }
     }
