@@ -17,7 +17,7 @@ TOOLS='
 cc                  gcc,libc6-dev           gcc                     build
 qemu-img            qemu-utils              qemu-img                test,guest,bench
 qemu-io             qemu-utils              qemu-img                test
-qemu-storage-daemon qemu-utils              qemu-img                bench
+qemu-storage-daemon qemu-utils              qemu-img                test,bench
 mke2fs              e2fsprogs               e2fsprogs               test,guest,bench
 debugfs             e2fsprogs               e2fsprogs               test
 sgdisk              gdisk                   gdisk                   test,guest
