@@ -14,8 +14,9 @@ use guestlens::block::file::FileBackend;
 use guestlens::fs::{FileSystem, FsOptions, api::drivers};
 use guestlens::volumes::Probe;
 use support::ext::{ReplayedMount, copy_rich, fill, mke2fs, rich_tree};
+use support::mount::GuestMount;
 use support::walk::{Ignore, Tree, assert_equal, walk_driver, walk_host};
-use support::{KernelMount, shell, skip, tool};
+use support::{KernelMount, guestlens, shell, skip, tool};
 
 fn open(image: &Path) -> Arc<dyn FileSystem> {
     let backend = FileBackend::new(File::open(image).unwrap(), true).unwrap();
@@ -72,7 +73,8 @@ fn unchanged_by(image: &Path, body: impl FnOnce()) {
     );
 }
 
-/// Compares a clean image with the kernel's mount of it.
+/// Compares a clean image with the kernel's mount of it: through the driver, through our own
+/// mount, and through an archive that GNU tar extracts.
 fn compare(name: &str, image: &Path, dir: &Path, options: &str, ignore: Ignore) -> usize {
     let mut names = 0;
     unchanged_by(image, || {
@@ -81,14 +83,92 @@ fn compare(name: &str, image: &Path, dir: &Path, options: &str, ignore: Ignore) 
         let fs = open(image);
         let got = walk_driver(&*fs);
         assert_equal(name, &want, &got, ignore);
-        assert_eq!(
-            kernel_usage(kernel.path()),
-            our_usage(&*fs),
-            "{name}: statfs"
-        );
+        let usage = kernel_usage(kernel.path());
+        assert_eq!(usage, our_usage(&*fs), "{name}: statfs");
+        drop(fs);
+        let mounted = through_fuse(name, image, dir, &want, ignore);
+        assert_eq!(usage, mounted, "{name}: statfs through the mount");
         names = want.len();
+        // Most filesystems that an archive is extracted to hold no attributes of many KiB.
+        let small = want
+            .values()
+            .all(|r| r.xattrs.values().all(|v| v.len() < 2000));
+        if names < 10_000 && small {
+            through_tar(name, image, dir, &want);
+        }
     });
     names
+}
+
+/// The same through `guestlens mount`; returns what statfs says there.
+fn through_fuse(name: &str, image: &Path, dir: &Path, want: &Tree, ignore: Ignore) -> [u64; 6] {
+    let mount = GuestMount::new(dir, "fuse", &[image], &["--symlinks", "raw"]);
+    let root = mount.join("volumes/sda");
+    let got = walk_host(&root);
+    // The mount makes inode numbers of its own; hard links must still be the same ones.
+    let ignore = Ignore {
+        inode_numbers: true,
+        ..ignore
+    };
+    assert_equal(&format!("{name} through the mount"), want, &got, ignore);
+    let usage = kernel_usage(&root);
+    mount.umount();
+    usage
+}
+
+/// The same through `guestlens tar-out`, as far as an archive can tell: no sockets, and what the
+/// filesystem it is extracted to decides itself.
+fn through_tar(name: &str, image: &Path, dir: &Path, want: &Tree) {
+    let archive = dir.join("out.tar");
+    let told = guestlens()
+        .args(["tar-out", "--volume", "sda", "-o"])
+        .args([&archive, image])
+        .arg("/")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&told.stderr).into_owned();
+    let complete = told.status.success()
+        || (told.status.code() == Some(3) && said.lines().all(|l| l.contains("a socket")));
+    assert!(complete, "{name}: {said}");
+    let to = dir.join("extracted");
+    std::fs::create_dir(&to).unwrap();
+    support::run(
+        tool("tar")
+            .args([
+                "--xattrs",
+                "--xattrs-include=*",
+                "--acls",
+                "--numeric-owner",
+                "-xpf",
+            ])
+            .args([&archive, Path::new("-C"), &to]),
+    );
+    let comparable = |tree: &Tree| {
+        let mut tree = tree.clone();
+        tree.retain(|_, r| r.mode & 0o170000 != 0o140000);
+        for r in tree.values_mut().filter(|r| r.mode & 0o170000 == 0o040000) {
+            r.nlink = 0;
+        }
+        tree
+    };
+    let ignore = Ignore {
+        atime: true,
+        ctime: true,
+        holes: true,
+        blocks: true,
+        directory_sizes: true,
+        inode_numbers: true,
+        ..Ignore::default()
+    };
+    let got = comparable(&walk_host(&to));
+    assert_equal(
+        &format!("{name} through tar-out"),
+        &comparable(want),
+        &got,
+        ignore,
+    );
+    std::fs::remove_file(&archive).unwrap();
+    std::fs::remove_dir_all(&to).unwrap();
 }
 
 /// One image of the matrix.
@@ -640,6 +720,7 @@ fn journals_left_dirty_by_the_kernel() {
                 "{name}: the kernel did not replay"
             );
             assert_equal(name, &want, &walk_driver(&*fs), Ignore::default());
+            through_fuse(name, &image, work.path(), &want, Ignore::default());
         });
         std::fs::remove_file(&image).unwrap();
     }
