@@ -81,7 +81,7 @@ pub fn mount_tree(
 ) -> Result<Mounted, MountError> {
     let shown = mounts::shown(point);
     let at_point = |error: io::Error| match error.raw_os_error() {
-        Some(nix::libc::ENOTCONN) => MountError::Dead(shown.clone()),
+        Some(nix::libc::ENOTCONN | nix::libc::ECONNABORTED) => MountError::Dead(shown.clone()),
         _ => MountError::Point(shown.clone(), error),
     };
     // A dead mount may still answer from the kernel's memory, so it is not asked.
