@@ -5,13 +5,16 @@
 //!
 //! One folder per layer; a lower layer never names a higher one (`tests/tidy.rs` enforces it):
 //!
-//! `ondisk → block → formats, volumes → fs → guest → inspect, network → meta → tree → fuse → cli`
+//! `ondisk → crypto → block → remote → formats, volumes → fs → guest → inspect, network → meta →
+//! tree → fuse → cli`
 //!
 //! | layer | turns | into |
 //! |---|---|---|
 //! | [`ondisk`] | bytes nobody vouches for | checked integers, checksums, text |
+//! | [`crypto`] | passphrases and headers | ciphers for sectors |
 //! | [`block`] | host files | block devices: positioned I/O, overlay, slice, cache |
-//! | [`formats`] | an image file | a block device (raw, qcow2) |
+//! | [`remote`] | NBD exports, HTTP objects | block devices; and a block device into an NBD export |
+//! | [`formats`] | an image file | a block device; and back |
 //! | [`volumes`] | a block device | partitions |
 //! | [`fs`] | a volume | files by inode |
 //! | [`guest`] | a set of images | disks, volumes, filesystems, one path tree |
@@ -27,6 +30,7 @@
 
 pub mod block;
 pub mod cli;
+pub mod crypto;
 pub mod formats;
 pub mod fs;
 pub mod fuse;
@@ -36,5 +40,6 @@ pub mod limits;
 pub mod meta;
 pub mod network;
 pub mod ondisk;
+pub mod remote;
 pub mod tree;
 pub mod volumes;

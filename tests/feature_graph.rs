@@ -5,7 +5,7 @@ use std::process::Command;
 
 /// Distinct crates in a normal (not build-time only, not test-time) build of the binary. Raise it
 /// together with the reason for the new dependency in docs/architecture.md.
-const MOST_NORMAL_DEPENDENCIES: usize = 100;
+const MOST_NORMAL_DEPENDENCIES: usize = 135;
 
 /// `cargo tree` of what the binary is made of, one dependency a line.
 fn tree(arguments: &[&str]) -> String {

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Layers from the lowest to the highest. A layer may use itself and those before it.
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 11] = [
     &["limits", "ondisk"],
+    &["crypto"],
     &["block"],
+    &["remote"],
     // Side by side: an image format knows no volumes and the other way round.
     &["formats", "volumes"],
     &["fs"],

@@ -18,8 +18,10 @@ pub struct Geometry {
 
 /// Positioned I/O without a cursor, callable from many threads.
 ///
-/// Callers (that is [`super::BlockDevice`]) promise: the range lies inside `geometry().len`, is
-/// not empty, and writes are only issued when `read_only` is false.
+/// Callers (that is [`super::BlockDevice`]) promise: the range is not empty and lies inside
+/// `geometry().len` (or, on a handle made by [`super::BlockDevice::growable`], reads lie inside
+/// `current_len()` and writes may end anywhere), and writes are only issued when `read_only` is
+/// false.
 pub trait BlockBackend: Send + Sync {
     /// The device's properties; constant for the life of the backend.
     fn geometry(&self) -> Geometry;
@@ -63,7 +65,17 @@ pub trait BlockBackend: Send + Sync {
         Err(read_only())
     }
 
-    /// Makes everything written before this call durable.
+    /// Makes the device `len` bytes long: bytes beyond are lost, new ones read as zeroes. Only for
+    /// devices that are [growable](super::BlockDevice::growable).
+    fn set_len(&self, len: u64) -> Result<()> {
+        let _ = len;
+        Err(BlockError::new(
+            BlockErrorKind::Unsupported,
+            "the size of this device is fixed",
+        ))
+    }
+
+    /// Makes everything written before this call durable, and the length as well.
     fn flush(&self) -> Result<()> {
         Ok(())
     }

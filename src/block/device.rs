@@ -21,6 +21,7 @@ pub struct BlockDevice {
     len: u64,
     block_size: u32,
     read_only: bool,
+    growable: bool,
 }
 
 impl std::fmt::Debug for BlockDevice {
@@ -48,17 +49,31 @@ impl BlockDevice {
             len,
             block_size,
             read_only,
+            growable: false,
+        }
+    }
+
+    /// A handle on the whole of `backend` whose length is always the present one: a write past
+    /// the end makes the device longer (what lies between reads as zeroes), and
+    /// [`BlockDevice::set_len`] works. What an image format writes its own file through.
+    pub fn growable(backend: Arc<dyn BlockBackend>) -> Self {
+        Self {
+            growable: true,
+            ..Self::new(backend)
         }
     }
 
     /// Size in bytes.
     pub fn len(&self) -> u64 {
+        if self.growable {
+            return self.backend.current_len();
+        }
         self.len
     }
 
     /// Whether the device has no bytes at all.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// The device's own addressing unit in bytes; see [`Geometry::block_size`].
@@ -103,6 +118,7 @@ impl BlockDevice {
         Ok(Self {
             start,
             len,
+            growable: false,
             ..self.clone()
         })
     }
@@ -149,7 +165,7 @@ impl BlockDevice {
     /// # Errors
     /// What the backend reports.
     pub fn read_some_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        let available = self.len.saturating_sub(offset);
+        let available = self.len().saturating_sub(offset);
         let len = usize::try_from(available)
             .unwrap_or(usize::MAX)
             .min(buf.len());
@@ -180,7 +196,7 @@ impl BlockDevice {
 
     /// Tells that the range will be read soon. Advisory; a range outside is ignored.
     pub fn prefetch(&self, offset: u64, len: u64) {
-        let len = len.min(self.len.saturating_sub(offset));
+        let len = len.min(self.len().saturating_sub(offset));
         if let (true, Ok(at)) = (len > 0, self.check(offset, len)) {
             self.backend.prefetch(at, len);
         }
@@ -223,6 +239,22 @@ impl BlockDevice {
         self.remember(self.backend.discard(at, len))
     }
 
+    /// Makes a [growable](BlockDevice::growable) device `len` bytes long; see
+    /// [`BlockBackend::set_len`].
+    ///
+    /// # Errors
+    /// [`BlockErrorKind::Unsupported`] on any other device; as [`BlockDevice::write_all_at`].
+    pub fn set_len(&self, len: u64) -> Result<()> {
+        if !self.growable {
+            return Err(BlockError::new(
+                BlockErrorKind::Unsupported,
+                "the size of this device is fixed",
+            ));
+        }
+        self.check_write(0, len)?;
+        self.remember(self.backend.set_len(len))
+    }
+
     /// Makes everything written before this call durable.
     ///
     /// # Errors
@@ -238,7 +270,7 @@ impl BlockDevice {
     /// Absolute offset of a range that lies inside the window.
     fn check(&self, offset: u64, len: u64) -> Result<u64> {
         match offset.checked_add(len) {
-            Some(end) if end <= self.len => self
+            Some(end) if end <= self.len() => self
                 .start
                 .checked_add(offset)
                 .ok_or_else(|| self.outside(offset, len)),
@@ -254,6 +286,14 @@ impl BlockDevice {
             ));
         }
         self.check_alive()?;
+        if self.growable {
+            // Nothing is as long as an offset can be; the host has its own limit below this one.
+            let end = offset.checked_add(len);
+            return match end {
+                Some(end) if end <= crate::limits::MAX_DEVICE_BYTES => Ok(offset),
+                _ => Err(self.outside(offset, len)),
+            };
+        }
         self.check(offset, len)
     }
 

@@ -15,7 +15,7 @@ use crate::ondisk::units::to_u64;
 pub struct FaultPlan {
     /// Reads that touch this byte range fail.
     pub fail_reads_in: Option<Range<u64>>,
-    /// Writes (also zeroing and discarding) from this count on fail.
+    /// Writes (also zeroing, discarding and resizing) from this count on fail.
     pub fail_write: Option<u64>,
     /// Flushes from this count on fail.
     pub fail_flush: Option<u64>,
@@ -92,6 +92,15 @@ impl BlockBackend for FaultBackend {
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
         Self::count(&self.writes, self.plan.fail_write, "write")?;
         self.below.discard(offset, len)
+    }
+
+    fn current_len(&self) -> u64 {
+        self.below.len()
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        Self::count(&self.writes, self.plan.fail_write, "write")?;
+        self.below.set_len(len)
     }
 
     fn flush(&self) -> Result<()> {

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
 use super::backend::{BlockBackend, Geometry};
@@ -41,6 +42,26 @@ impl FileBackend {
     /// The open file, for locks and for examining it.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    fn fallocate(&self, mode: FallocateFlags, offset: u64, len: u64) -> bool {
+        let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
+            return false;
+        };
+        fallocate(self.file.as_fd(), mode, offset, len).is_ok()
+    }
+
+    /// Zeroes without writing them, where the host can: as a hole, or as reserved space.
+    fn zero_range(&self, offset: u64, len: u64, may_unmap: bool) -> bool {
+        let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let end = offset.saturating_add(len);
+        // Neither may leave the file shorter than a write would.
+        if self.regular && end > measure(&self.file).unwrap_or(0) && self.file.set_len(end).is_err()
+        {
+            return false;
+        }
+        (may_unmap && self.fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE | keep, offset, len))
+            || self.fallocate(FallocateFlags::FALLOC_FL_ZERO_RANGE | keep, offset, len)
     }
 
     /// Where the next data (or hole) starts at or after `offset`; `None` past the last one.
@@ -153,7 +174,10 @@ impl BlockBackend for FileBackend {
         })
     }
 
-    fn write_zeroes(&self, mut offset: u64, mut len: u64, _may_unmap: bool) -> Result<()> {
+    fn write_zeroes(&self, mut offset: u64, mut len: u64, may_unmap: bool) -> Result<()> {
+        if self.zero_range(offset, len, may_unmap) {
+            return Ok(());
+        }
         static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
         while len > 0 {
             let piece = usize::try_from(len).unwrap_or(usize::MAX).min(ZEROES.len());
@@ -165,8 +189,25 @@ impl BlockBackend for FileBackend {
         Ok(())
     }
 
-    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        // A hint: where the host cannot give space back, the bytes stay as they are.
+        if self.regular {
+            let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let _ = self.fallocate(mode, offset, len);
+        }
         Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        if !self.regular {
+            return Err(BlockError::new(
+                BlockErrorKind::Unsupported,
+                "a block device cannot be made longer or shorter",
+            ));
+        }
+        self.file
+            .set_len(len)
+            .map_err(|e| BlockError::io(format!("cannot make the file {len} bytes long"), e))
     }
 
     fn flush(&self) -> Result<()> {

@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | read-only | 100, 201, 203 | 200, 101, 103 |
 //! | read-only, live | 100 | 200 |
+//! | for writing | 100, 101, 103, 201, 203 | 200, 201, 203, 101, 103 |
 //!
 //! So a guest cannot start to write under a read-only open, and a read-only open notices one that
 //! already writes. The locks belong to the open file: they last until its last descriptor closes,
@@ -46,6 +47,8 @@ pub enum LockMode {
     Read,
     /// Read although somebody may write.
     ReadLive,
+    /// Write, and let nobody write, resize or read what is assumed not to change meanwhile.
+    Write,
 }
 
 /// How taking the locks went.
@@ -85,6 +88,22 @@ pub fn acquire(file: &File, mode: LockMode) -> std::io::Result<LockOutcome> {
             &[EXCLUSIVE_TEST, WRITER_TEST, RESIZER_TEST],
         ),
         LockMode::ReadLive => (&[byte(USES, CONSISTENT_READ)], &[EXCLUSIVE_TEST]),
+        LockMode::Write => (
+            &[
+                byte(USES, CONSISTENT_READ),
+                byte(USES, WRITE),
+                byte(USES, RESIZE),
+                byte(UNSHARED, WRITE),
+                byte(UNSHARED, RESIZE),
+            ],
+            &[
+                EXCLUSIVE_TEST,
+                WRITER_TEST,
+                RESIZER_TEST,
+                READER_TEST,
+                FIXED_SIZE_TEST,
+            ],
+        ),
     };
     for &at in hold {
         match fcntl(file, FcntlArg::F_OFD_SETLK(&flock(libc::F_RDLCK, at))) {
@@ -137,6 +156,17 @@ const RESIZER_TEST: Test = Test {
     at: byte(USES, RESIZE),
     what: "may resize it",
     live_would_do: true,
+};
+
+const READER_TEST: Test = Test {
+    at: byte(UNSHARED, WRITE),
+    what: "reads it and lets nobody write to it",
+    live_would_do: false,
+};
+const FIXED_SIZE_TEST: Test = Test {
+    at: byte(UNSHARED, RESIZE),
+    what: "lets nobody resize it",
+    live_would_do: false,
 };
 
 #[allow(clippy::arithmetic_side_effects, reason = "small constants")]

@@ -35,6 +35,11 @@ pub enum Event {
         /// Length in bytes.
         len: u64,
     },
+    /// The device made longer or shorter.
+    SetLen {
+        /// New length in bytes.
+        len: u64,
+    },
     /// Everything before is durable.
     Flush,
 }
@@ -61,7 +66,8 @@ impl RecordBackend {
     }
 }
 
-/// Applies recorded events to a device (flushes are nothing to do).
+/// Applies recorded events to a device (flushes are nothing to do), which must be
+/// [growable](BlockDevice::growable) if the recorded one was.
 ///
 /// # Errors
 /// What the device reports.
@@ -71,6 +77,7 @@ pub fn replay(events: &[Event], device: &BlockDevice) -> Result<()> {
             Event::Write { offset, bytes } => device.write_all_at(*offset, bytes)?,
             Event::WriteZeroes { offset, len } => device.write_zeroes(*offset, *len, false)?,
             Event::Discard { offset, len } => device.discard(*offset, *len)?,
+            Event::SetLen { len } => device.set_len(*len)?,
             Event::Flush => {}
         }
     }
@@ -118,6 +125,17 @@ impl BlockBackend for RecordBackend {
         let mut log = self.log.lock();
         self.below.discard(offset, len)?;
         log.push(Event::Discard { offset, len });
+        Ok(())
+    }
+
+    fn current_len(&self) -> u64 {
+        self.below.len()
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        let mut log = self.log.lock();
+        self.below.set_len(len)?;
+        log.push(Event::SetLen { len });
         Ok(())
     }
 

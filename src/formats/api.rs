@@ -9,9 +9,10 @@ use super::detect::{self, Format};
 use super::error::{FormatError, FormatErrorKind, Result};
 use super::host_file::{HostFile, shown};
 use super::reference::{Chain, ReferencePolicy};
-use super::{qcow2, raw};
 use crate::block::BlockDevice;
 use crate::block::cache::ClusterCache;
+use crate::block::lock::LockMode;
+use crate::crypto::KeySource;
 use crate::limits;
 use crate::ondisk::text::printable;
 
@@ -21,8 +22,12 @@ pub struct OpenOptions {
     /// The format as the user states it; `None` detects it, which is allowed for reading only and
     /// only if the detected format names no other files outside policy.
     pub format: Option<String>,
-    /// Open also while a running guest writes to the image.
+    /// Open for writing. The files below in the chain stay read-only.
+    pub write: bool,
+    /// Open also while a running guest writes to the image; for reading only.
     pub live: bool,
+    /// Keys of encrypted images.
+    pub keys: KeySource,
     /// Which references may be followed.
     pub policy: ReferencePolicy,
     /// Decoded clusters, shared by all images of the process.
@@ -33,7 +38,9 @@ impl Default for OpenOptions {
     fn default() -> Self {
         Self {
             format: None,
+            write: false,
             live: false,
+            keys: KeySource::default(),
             policy: ReferencePolicy::default(),
             cache: Arc::new(ClusterCache::new(limits::CLUSTER_CACHE_BYTES)),
         }
@@ -117,6 +124,11 @@ pub trait Image: Send + Sync {
         None
     }
 
+    /// What an image that was opened for writing can do beside what its device can.
+    fn writer(&self) -> Option<&dyn ImageWriter> {
+        None
+    }
+
     /// The content of an internal snapshot, by position in [`ImageInfo::snapshots`].
     ///
     /// # Errors
@@ -129,37 +141,188 @@ pub trait Image: Send + Sync {
     }
 }
 
+/// Changes to an image as a whole. Dropping an image without [`ImageWriter::close`] leaves it as a
+/// crash would: right as of the last flush, perhaps with leaked clusters.
+pub trait ImageWriter: Send + Sync {
+    /// Makes the virtual disk `len` bytes long. What is added reads as zeroes; what is cut off is
+    /// lost, and the caller has made sure that is wanted. [`Image::device`] and [`Image::info`]
+    /// show the old size until the image is opened again.
+    ///
+    /// # Errors
+    /// What the format cannot do, or what the device reports.
+    fn resize(&self, len: u64) -> Result<()>;
+
+    /// Keeps the present content as a snapshot.
+    ///
+    /// # Errors
+    /// [`FormatErrorKind::Unsupported`] for formats without snapshots.
+    fn create_snapshot(&self, name: &str) -> Result<SnapshotInfo> {
+        let _ = name;
+        Err(no_snapshots())
+    }
+
+    /// Makes a snapshot's content the present one. By position in [`ImageInfo::snapshots`].
+    ///
+    /// # Errors
+    /// As [`ImageWriter::create_snapshot`].
+    fn apply_snapshot(&self, index: usize) -> Result<()> {
+        let _ = index;
+        Err(no_snapshots())
+    }
+
+    /// Gives a snapshot up. By position in [`ImageInfo::snapshots`].
+    ///
+    /// # Errors
+    /// As [`ImageWriter::create_snapshot`].
+    fn delete_snapshot(&self, index: usize) -> Result<()> {
+        let _ = index;
+        Err(no_snapshots())
+    }
+
+    /// Records another backing file (name and format), or none; contents are not touched.
+    ///
+    /// # Errors
+    /// [`FormatErrorKind::Unsupported`] for formats without backing files.
+    fn set_backing(&self, backing: Option<(&[u8], &[u8])>) -> Result<()> {
+        let _ = backing;
+        Err(FormatError::new(
+            FormatErrorKind::Unsupported,
+            "images of this format have no backing file",
+        ))
+    }
+
+    /// Writes out what is left and makes it durable; nothing is leaked after that.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn close(&self) -> Result<()>;
+}
+
+fn no_snapshots() -> FormatError {
+    FormatError::new(
+        FormatErrorKind::Unsupported,
+        "images of this format have no internal snapshots",
+    )
+}
+
+/// What a format's `open` has at hand beside its file.
+pub struct Context<'a> {
+    options: &'a OpenOptions,
+    chain: Chain<'a>,
+    /// Whether the file being opened is written to. False for every file below the first.
+    write: bool,
+}
+
+impl<'a> Context<'a> {
+    /// How the image is opened.
+    pub fn options(&self) -> &'a OpenOptions {
+        self.options
+    }
+
+    /// Whether this file is to be written to.
+    pub fn write(&self) -> bool {
+        self.write
+    }
+
+    /// Opens and locks a file that is named in the image `referrer` as its `role` and holds bytes
+    /// of it (a data file, an extent): written to if the image is. `warnings` gets what the user
+    /// should know.
+    ///
+    /// # Errors
+    /// As [`Chain::follow`] and [`HostFile::lock`].
+    pub fn open_part(
+        &mut self,
+        name: &[u8],
+        role: &str,
+        referrer: &Path,
+        warnings: &mut Vec<String>,
+    ) -> Result<BlockDevice> {
+        let file = self.chain.follow(name, role, referrer, self.write)?;
+        warnings.extend(file.lock(lock_mode(self.options, self.write))?);
+        file.into_device(self.write)
+    }
+
+    /// Opens the image below `referrer`, read-only.
+    ///
+    /// # Errors
+    /// As [`open_path`].
+    pub fn open_backing(
+        &mut self,
+        name: &[u8],
+        format: Format,
+        referrer: &Path,
+    ) -> Result<Arc<dyn Image>> {
+        let file = self.chain.follow(name, "backing file", referrer, false)?;
+        let place = shown(file.path());
+        let write = std::mem::replace(&mut self.write, false);
+        // The recursion ends with the chain, whose length is bounded.
+        let opened = open_file(file, Some(format), self)
+            .map_err(|e| e.within(format!("backing file {place}")));
+        self.write = write;
+        opened
+    }
+}
+
+fn lock_mode(options: &OpenOptions, write: bool) -> LockMode {
+    match (write, options.live) {
+        (true, _) => LockMode::Write,
+        (false, true) => LockMode::ReadLive,
+        (false, false) => LockMode::Read,
+    }
+}
+
 /// Opens an image by its path on the host, with the files it refers to as far as policy allows.
 ///
 /// # Errors
 /// See [`FormatErrorKind`].
 pub fn open_path(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Image>> {
     let stated = options.format.as_deref().map(Format::by_name).transpose()?;
-    let file = HostFile::open(path)?;
-    let mut chain = Chain::new(&options.policy, &file);
-    open_file(file, stated, options, &mut chain)
+    if options.write && options.live {
+        return Err(FormatError::new(
+            FormatErrorKind::NotAllowed,
+            "an image that a guest is using cannot be written to",
+        ));
+    }
+    let file = HostFile::open(path, options.write)?;
+    let mut context = Context {
+        options,
+        chain: Chain::new(&options.policy, &file),
+        write: options.write,
+    };
+    open_file(file, stated, &mut context)
         .map_err(|e| e.within(format!("cannot open {}", shown(path))))
 }
 
-/// Opens one file of a chain and what lies below it. The recursion ends with the chain, whose
-/// length is bounded.
+/// Opens one file of a chain and what lies below it.
 fn open_file(
     file: HostFile,
     stated: Option<Format>,
-    options: &OpenOptions,
-    chain: &mut Chain<'_>,
+    context: &mut Context<'_>,
 ) -> Result<Arc<dyn Image>> {
     // Locked before the first byte is looked at.
-    let warnings = file.lock(options.live)?;
-    let mut info = ImageInfo {
-        filename: file.path().to_owned(),
-        format: Format::Raw.name(),
+    let warnings = file.lock(lock_mode(context.options, context.write))?;
+    let (path, actual_size) = (file.path().to_owned(), file.actual_size());
+    let device = file.into_device(context.write)?;
+    let format = match stated {
+        Some(format) => format,
+        None => detect::detect(&device)?,
+    };
+    if context.write && stated.is_none() && format == Format::Raw {
+        return Err(FormatError::new(
+            FormatErrorKind::NotAllowed,
+            "a disk that looks raw is not written to unless its format is stated",
+        )
+        .with_hint("if it really is a raw disk, say --format raw"));
+    }
+    let info = ImageInfo {
+        filename: path,
+        format: format.name(),
         format_detected: stated.is_none(),
         virtual_size: 0,
-        actual_size: file.actual_size(),
+        actual_size,
         cluster_size: None,
         dirty_flag: false,
-        live: options.live,
+        live: context.options.live,
         backing_filename: None,
         backing_filename_format: None,
         full_backing_filename: None,
@@ -168,47 +331,22 @@ fn open_file(
         format_specific: serde_json::Value::Null,
         warnings,
     };
-    let path = file.path().to_owned();
-    let (format, file) = match stated {
-        Some(Format::Raw) => return raw::open(file, info),
-        Some(format) => (format, file.into_device()?),
-        None => {
-            // Raw disks get their sector padding, the others must not.
-            let (file, probe) = file.duplicate()?;
-            match detect::detect(&probe)? {
-                Format::Raw => return raw::open(file, info),
-                format => (format, file.into_device()?),
-            }
-        }
-    };
-    info.format = format.name();
-    let header = qcow2::read_header(&file)?;
-    let mut references = qcow2::References::default();
-    if let Some(name) = &header.data_file {
-        let data = chain.follow(name, "data file", &path)?;
-        info.warnings.extend(data.lock(options.live)?);
-        references.data_file = Some(raw::device(data)?);
+    if context.write && !format.writable() {
+        return Err(FormatError::new(
+            FormatErrorKind::Unsupported,
+            format!("images of format {} are only read", format.name()),
+        )
+        .with_hint("convert it to raw or qcow2 first: guestlens convert"));
     }
-    if let Some(name) = &header.backing_name {
-        let format = backing_format(name, header.backing_format.as_deref())?;
-        let backing = chain.follow(name, "backing file", &path)?;
-        info.full_backing_filename = Some(backing.path().to_owned());
-        let place = shown(backing.path());
-        let backing = open_file(backing, Some(format), options, chain)
-            .map_err(|e| e.within(format!("backing file {place}")))?;
-        info.warnings
-            .extend(backing.info().warnings.iter().cloned());
-        references.backing = Some(backing);
-    }
-    let cache = Arc::clone(&options.cache);
-    Ok(Arc::new(qcow2::open_device(
-        file, &header, references, cache, info,
-    )?))
+    format.open(device, info, context)
 }
 
 /// The format of a backing file, which only the image can state: guessing it would let a guest
 /// that writes to a raw disk decide which files are opened next.
-fn backing_format(name: &[u8], stated: Option<&[u8]>) -> Result<Format> {
+///
+/// # Errors
+/// [`FormatErrorKind::NotAllowed`] if there is none, [`FormatErrorKind::Unsupported`].
+pub fn backing_format(name: &[u8], stated: Option<&[u8]>) -> Result<Format> {
     let name = printable(name);
     let Some(stated) = stated else {
         return Err(FormatError::new(

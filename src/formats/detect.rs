@@ -4,7 +4,11 @@
 //! as guessed; a format the user states is never second-guessed, so a raw disk whose guest wrote
 //! another format's magic number into its first sector stays raw.
 
+use std::sync::Arc;
+
+use super::api::{Context, Image, ImageInfo};
 use super::error::{FormatError, FormatErrorKind, Result};
+use super::{compressed, qcow2, raw, vdi, vhd, vhdx, vmdk};
 use crate::block::BlockDevice;
 use crate::ondisk::bytes::{be32, slice};
 
@@ -15,17 +19,69 @@ pub enum Format {
     Raw,
     /// QEMU copy-on-write, version 2 or 3.
     Qcow2,
+    /// VMware, a sparse file or a descriptor with extents.
+    Vmdk,
+    /// Connectix and Microsoft Virtual PC.
+    Vhd,
+    /// Microsoft Hyper-V.
+    Vhdx,
+    /// VirtualBox.
+    Vdi,
+    /// A raw disk in a gzip stream.
+    Gzip,
+    /// A raw disk in an xz stream.
+    Xz,
+    /// A raw disk in a zstd stream.
+    Zstd,
 }
 
-/// Every format, by the name a user states it with.
-pub const FORMATS: [(&str, Format); 2] = [("raw", Format::Raw), ("qcow2", Format::Qcow2)];
+/// Every format, by the name a user states it with: those of QEMU where it has one.
+pub const FORMATS: [(&str, Format); 9] = [
+    ("raw", Format::Raw),
+    ("qcow2", Format::Qcow2),
+    ("vmdk", Format::Vmdk),
+    ("vpc", Format::Vhd),
+    ("vhdx", Format::Vhdx),
+    ("vdi", Format::Vdi),
+    ("gz", Format::Gzip),
+    ("xz", Format::Xz),
+    ("zst", Format::Zstd),
+];
 
 impl Format {
     /// The name.
     pub fn name(self) -> &'static str {
+        FORMATS
+            .iter()
+            .find_map(|(name, format)| (*format == self).then_some(*name))
+            .unwrap_or("raw")
+    }
+
+    /// Whether images of this format can be opened for writing.
+    pub fn writable(self) -> bool {
+        matches!(self, Self::Raw | Self::Qcow2)
+    }
+
+    /// Opens `file` as an image of this format.
+    ///
+    /// # Errors
+    /// What the format reports.
+    pub fn open(
+        self,
+        file: BlockDevice,
+        info: ImageInfo,
+        context: &mut Context<'_>,
+    ) -> Result<Arc<dyn Image>> {
         match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
+            Self::Raw => raw::open(file, info, context),
+            Self::Qcow2 => qcow2::open(file, info, context),
+            Self::Vmdk => vmdk::open(file, info, context),
+            Self::Vhd => vhd::open(file, info, context),
+            Self::Vhdx => vhdx::open(file, info, context),
+            Self::Vdi => vdi::open(file, info, context),
+            Self::Gzip => compressed::open_gzip(file, info, context),
+            Self::Xz => compressed::open_xz(file, info, context),
+            Self::Zstd => compressed::open_zstd(file, info, context),
         }
     }
 
@@ -37,6 +93,8 @@ impl Format {
         FORMATS
             .iter()
             .find_map(|(n, format)| (*n == name).then_some(*format))
+            // What everybody but QEMU calls it.
+            .or_else(|| (name == "vhd").then_some(Self::Vhd))
             .ok_or_else(|| {
                 let known: Vec<_> = FORMATS.iter().map(|(n, _)| *n).collect();
                 FormatError::new(
@@ -57,20 +115,24 @@ pub const QCOW_MAGIC: u32 = 0x5146_49fb;
 /// Longest file head that detection looks at; an ISO 9660 volume descriptor begins at 32 KiB.
 const HEAD_BYTES: usize = (32 << 10) + 2048;
 
+/// Formats that are read: offset of the magic, magic, format.
+const KNOWN: [(usize, &[u8], Format); 9] = [
+    (0, b"KDMV", Format::Vmdk),
+    (0, b"COWD", Format::Vmdk),
+    (0, b"# Disk DescriptorFile", Format::Vmdk),
+    (0, b"conectix", Format::Vhd),
+    (0, b"vhdxfile", Format::Vhdx),
+    (0x40, b"\x7f\x10\xda\xbe", Format::Vdi),
+    (0, b"\xfd7zXZ\0", Format::Xz),
+    (0, b"\x1f\x8b\x08", Format::Gzip),
+    (0, b"\x28\xb5\x2f\xfd", Format::Zstd),
+];
+
 /// Formats that are recognised and refused: offset of the magic, magic, name.
-const FOREIGN: [(usize, &[u8], &str); 13] = [
+const FOREIGN: [(usize, &[u8], &str); 4] = [
     (0, b"QED\0", "QED"),
-    (0, b"KDMV", "VMDK"),
-    (0, b"COWD", "VMDK (COWD)"),
-    (0, b"# Disk DescriptorFile", "VMDK descriptor"),
-    (0, b"conectix", "VHD (dynamic)"),
-    (0, b"vhdxfile", "VHDX"),
-    (0x40, b"\x7f\x10\xda\xbe", "VDI"),
     (0, b"WithoutFreeSpace", "Parallels"),
     (0, b"WithouFreSpacExt", "Parallels"),
-    (0, b"\xfd7zXZ\0", "an xz stream"),
-    (0, b"\x1f\x8b\x08", "a gzip stream"),
-    (0, b"\x28\xb5\x2f\xfd", "a zstd stream"),
     (0, b"BZh", "a bzip2 stream"),
 ];
 
@@ -117,6 +179,11 @@ fn decide(head: &[u8], tail: &[u8]) -> Result<Format> {
             .with_hint("state its format with --format raw or --format qcow2")),
         };
     }
+    for (at, magic, format) in KNOWN {
+        if slice(head, at, magic.len()) == Some(magic) {
+            return Ok(format);
+        }
+    }
     for (at, magic, name) in FOREIGN {
         if slice(head, at, magic.len()) == Some(magic) {
             return Err(foreign(name));
@@ -125,7 +192,7 @@ fn decide(head: &[u8], tail: &[u8]) -> Result<Format> {
     if fixed_vhd {
         // Taken for raw it would be 512 bytes too long, and a backup partition table at the end
         // would not be found.
-        return Err(foreign("VHD (fixed, by its footer)"));
+        return Ok(Format::Vhd);
     }
     Ok(Format::Raw)
 }
@@ -161,7 +228,12 @@ mod tests {
         assert_eq!(kind(&hybrid, &[]), FormatErrorKind::NotAllowed);
         qcow2[32769..32774].copy_from_slice(b"CD001");
         assert_eq!(kind(&qcow2, &[]), FormatErrorKind::NotAllowed);
-        assert_eq!(kind(&[0; 512], b"conectix"), FormatErrorKind::Unsupported);
+        assert_eq!(decide(&[0; 512], b"conectix").unwrap(), Format::Vhd);
+        for (at, magic, format) in KNOWN {
+            let mut head = vec![0; 512];
+            head[at..at + magic.len()].copy_from_slice(magic);
+            assert_eq!(decide(&head, &[]).unwrap(), format);
+        }
         for (at, magic, _) in FOREIGN {
             let mut head = vec![0; 512];
             head[at..at + magic.len()].copy_from_slice(magic);

@@ -1,5 +1,5 @@
 //! Opening a file of the host with the care a path from anywhere needs: examined before it is
-//! opened, never blocking, read-only, locked.
+//! opened, never blocking, locked.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -44,16 +44,17 @@ impl HostFile {
     ///
     /// # Errors
     /// [`FormatErrorKind::Io`] if it is not there, not readable or no image can be in it.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, write: bool) -> Result<Self> {
         // Looked at first: opening a device node can already have effects.
-        let metadata = std::fs::metadata(path).map_err(|e| not_opened(path, e))?;
+        let metadata = std::fs::metadata(path).map_err(|e| not_opened(path, write, e))?;
         suitable(&metadata, path)?;
         let file = OpenOptions::new()
             .read(true)
+            .write(write)
             // Should the path have become a FIFO since, this must not wait for a writer.
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
             .open(path)
-            .map_err(|e| not_opened(path, e))?;
+            .map_err(|e| not_opened(path, write, e))?;
         Self::from_open(file, path.to_owned())
     }
 
@@ -89,19 +90,14 @@ impl HostFile {
         self.actual_size
     }
 
-    /// Takes the locks for reading; returns what the user should know.
+    /// Takes the locks; returns what the user should know.
     ///
     /// # Errors
-    /// [`FormatErrorKind::Busy`] if another process writes to the file and `live` is not set.
-    pub fn lock(&self, live: bool) -> Result<Vec<String>> {
-        let mode = if live {
-            LockMode::ReadLive
-        } else {
-            LockMode::Read
-        };
+    /// [`FormatErrorKind::Busy`] if another process uses the file in a way `mode` excludes.
+    pub fn lock(&self, mode: LockMode) -> Result<Vec<String>> {
         let path = shown(&self.path);
         match lock::acquire(&self.file, mode) {
-            Ok(LockOutcome::Held) if live => Ok(vec![format!(
+            Ok(LockOutcome::Held) if mode == LockMode::ReadLive => Ok(vec![format!(
                 "{path} was opened live: a guest may change it while it is read"
             )]),
             Ok(LockOutcome::Held) => Ok(Vec::new()),
@@ -126,27 +122,18 @@ impl HostFile {
         }
     }
 
-    /// The same open file twice; both hold its locks.
+    /// The content as a block device, which can grow if it is written to; the locks stay held
+    /// while it lives.
     ///
     /// # Errors
     /// [`FormatErrorKind::Io`].
-    pub fn duplicate(self) -> Result<(Self, BlockDevice)> {
-        let path = shown(&self.path);
-        let second = self
-            .file
-            .try_clone()
-            .map_err(|e| FormatError::io(format!("cannot open {path} again"), e))?;
-        let probe = BlockDevice::new(Arc::new(FileBackend::new(second, true)?));
-        Ok((self, probe.into_read_only()))
-    }
-
-    /// The content as a block device; the locks stay held while it lives.
-    ///
-    /// # Errors
-    /// [`FormatErrorKind::Io`].
-    pub fn into_device(self) -> Result<BlockDevice> {
-        let backend = FileBackend::new(self.file, true)?;
-        Ok(BlockDevice::new(Arc::new(backend)).into_read_only())
+    pub fn into_device(self, write: bool) -> Result<BlockDevice> {
+        let backend = Arc::new(FileBackend::new(self.file, !write)?);
+        Ok(if write {
+            BlockDevice::growable(backend)
+        } else {
+            BlockDevice::new(backend)
+        })
     }
 }
 
@@ -156,10 +143,13 @@ pub fn shown(path: &Path) -> String {
     printable(path.as_os_str().as_bytes())
 }
 
-fn not_opened(path: &Path, error: std::io::Error) -> FormatError {
+fn not_opened(path: &Path, write: bool, error: std::io::Error) -> FormatError {
     let kind = error.kind();
     let failed = FormatError::io(format!("cannot open {}", shown(path)), error);
     match kind {
+        std::io::ErrorKind::PermissionDenied if write => {
+            failed.with_hint("run guestlens as a user who may write to this file")
+        }
         std::io::ErrorKind::PermissionDenied => failed.with_hint(
             "guestlens reads images with the rights of the user who runs it: run it as one who may read this file",
         ),

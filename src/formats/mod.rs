@@ -9,6 +9,8 @@
 //! | [`host_file`] | opening and locking files of the host |
 //! | [`raw`] | raw images |
 //! | [`qcow2`] | qcow2 images |
+//! | [`vmdk`], [`vhd`], [`vhdx`], [`vdi`] | images of other virtual machines |
+//! | [`compressed`] | raw disks inside gzip, xz and zstd streams |
 
 #![cfg_attr(
     not(test),
@@ -25,12 +27,17 @@
 )]
 
 pub mod api;
+pub mod compressed;
 pub mod detect;
 pub mod error;
 pub mod host_file;
 pub mod qcow2;
 pub mod raw;
 pub mod reference;
+pub mod vdi;
+pub mod vhd;
+pub mod vhdx;
+pub mod vmdk;
 
-pub use api::{Image, ImageInfo, OpenOptions, SnapshotInfo, open_path};
+pub use api::{Image, ImageInfo, ImageWriter, OpenOptions, SnapshotInfo, open_path};
 pub use error::{FormatError, FormatErrorKind};

@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 
-use super::api::{Image, ImageInfo};
+use super::api::{Context, Image, ImageInfo, ImageWriter};
 use super::error::Result;
-use super::host_file::HostFile;
 use crate::block::{BlockBackend, BlockDevice, Extent, Geometry, Result as BlockResult};
 
 struct RawImage {
     info: ImageInfo,
     device: BlockDevice,
+    writer: Option<RawWriter>,
 }
 
 impl Image for RawImage {
@@ -23,28 +23,52 @@ impl Image for RawImage {
     fn device(&self) -> BlockDevice {
         self.device.clone()
     }
+
+    fn writer(&self) -> Option<&dyn ImageWriter> {
+        self.writer.as_ref().map(|w| w as &dyn ImageWriter)
+    }
 }
 
 /// Opens a raw image; of `info` the size is filled in.
 ///
 /// # Errors
-/// [`super::FormatErrorKind::Io`].
-pub fn open(file: HostFile, mut info: ImageInfo) -> Result<Arc<dyn Image>> {
-    let device = device(file)?;
+/// None today; the signature is that of every format.
+pub fn open(
+    file: BlockDevice,
+    mut info: ImageInfo,
+    context: &mut Context<'_>,
+) -> Result<Arc<dyn Image>> {
+    let writer = context.write().then(|| RawWriter { file: file.clone() });
+    let device = padded(file);
     info.virtual_size = device.len();
-    Ok(Arc::new(RawImage { info, device }))
+    Ok(Arc::new(RawImage {
+        info,
+        device,
+        writer,
+    }))
 }
 
 /// The content of a raw file, whole sectors.
-///
-/// # Errors
-/// [`super::FormatErrorKind::Io`].
-pub fn device(file: HostFile) -> Result<BlockDevice> {
-    let file = file.into_device()?;
+pub fn padded(file: BlockDevice) -> BlockDevice {
     if file.len().is_multiple_of(512) {
-        return Ok(file);
+        return file;
     }
-    Ok(BlockDevice::new(Arc::new(Padded { file })))
+    BlockDevice::new(Arc::new(Padded { file }))
+}
+
+struct RawWriter {
+    file: BlockDevice,
+}
+
+impl ImageWriter for RawWriter {
+    fn resize(&self, len: u64) -> Result<()> {
+        self.file.set_len(len)?;
+        Ok(self.file.flush()?)
+    }
+
+    fn close(&self) -> Result<()> {
+        Ok(self.file.flush()?)
+    }
 }
 
 struct Padded {
@@ -57,7 +81,7 @@ impl BlockBackend for Padded {
         Geometry {
             len: len.checked_next_multiple_of(512).unwrap_or(len),
             block_size: self.file.block_size(),
-            read_only: true,
+            read_only: self.file.read_only(),
         }
     }
 
@@ -79,5 +103,24 @@ impl BlockBackend for Padded {
 
     fn prefetch(&self, offset: u64, len: u64) {
         self.file.prefetch(offset, len);
+    }
+
+    // Writing to the last, incomplete sector makes the file as long as the disk is shown.
+
+    fn write_all_at(&self, offset: u64, buf: &[u8]) -> BlockResult<()> {
+        self.file.write_all_at(offset, buf)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> BlockResult<()> {
+        self.file.write_zeroes(offset, len, may_unmap)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> BlockResult<()> {
+        let inside = len.min(self.file.len().saturating_sub(offset));
+        self.file.discard(offset, inside)
+    }
+
+    fn flush(&self) -> BlockResult<()> {
+        self.file.flush()
     }
 }

@@ -48,12 +48,19 @@ impl<'a> Chain<'a> {
         }
     }
 
-    /// Opens the file that `referrer` names as its `role` ("backing file", "data file").
+    /// Opens the file that `referrer` names as its `role` ("backing file", "data file"), for
+    /// reading, or for writing as well.
     ///
     /// # Errors
     /// [`FormatErrorKind::NotAllowed`] if policy does not allow it, [`FormatErrorKind::Damaged`]
     /// for a chain that is too long or bites its tail, [`FormatErrorKind::Io`].
-    pub fn follow(&mut self, name: &[u8], role: &str, referrer: &Path) -> Result<HostFile> {
+    pub fn follow(
+        &mut self,
+        name: &[u8],
+        role: &str,
+        referrer: &Path,
+        write: bool,
+    ) -> Result<HostFile> {
         let context = format!("{role} '{}' of {}", printable(name), shown(referrer));
         if self.policy.refuse_all {
             return Err(refused(format!(
@@ -68,7 +75,7 @@ impl<'a> Chain<'a> {
             .with_hint("shorten the chain (qemu-img commit or rebase); --allow-backing DIR does not lift this limit"));
         }
         let name = checked_name(name, &context)?;
-        let file = self.open(name, referrer, &context)?;
+        let file = self.open(name, referrer, &context, write)?;
         if self.files.contains(&file.id()) {
             return Err(FormatError::new(
                 FormatErrorKind::Damaged,
@@ -80,7 +87,7 @@ impl<'a> Chain<'a> {
         Ok(file)
     }
 
-    fn open(&self, name: &Path, referrer: &Path, context: &str) -> Result<HostFile> {
+    fn open(&self, name: &Path, referrer: &Path, context: &str, write: bool) -> Result<HostFile> {
         let directory = directory_of(referrer);
         let target = directory.join(name);
         let real_target = std::fs::canonicalize(&target).ok();
@@ -98,7 +105,7 @@ impl<'a> Chain<'a> {
                 attempts.push((root, target.clone()));
             }
             for (root, target) in attempts {
-                match open_beneath(&root, &target) {
+                match open_beneath(&root, &target, write) {
                     Ok(Some(file)) => {
                         let listed = self.policy.allowed.iter().any(|a| same_file(a, &file));
                         return admit(file, target, listed, context);
@@ -136,7 +143,7 @@ fn checked_name<'n>(name: &'n [u8], context: &str) -> Result<&'n Path> {
 /// Opens `target` if it lies beneath `root` (or is `root`, where that is a file). `None`: it does
 /// not. Opened twice: first only to look what it is, because opening a device node can have
 /// effects, then for reading if it is still the same file.
-fn open_beneath(root: &Path, target: &Path) -> std::io::Result<Option<Opened>> {
+fn open_beneath(root: &Path, target: &Path, write: bool) -> std::io::Result<Option<Opened>> {
     let Ok(below) = target.strip_prefix(root) else {
         return Ok(None);
     };
@@ -167,6 +174,11 @@ fn open_beneath(root: &Path, target: &Path) -> std::io::Result<Option<Opened>> {
             Err(e) => Err(std::io::Error::from(e)),
         }
     };
+    let access = if write {
+        OFlag::O_RDWR
+    } else {
+        OFlag::O_RDONLY
+    };
     let Some(seen) = open(OFlag::O_PATH)? else {
         return Ok(None);
     };
@@ -178,7 +190,7 @@ fn open_beneath(root: &Path, target: &Path) -> std::io::Result<Option<Opened>> {
             metadata,
         }));
     }
-    let Some(file) = open(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)? else {
+    let Some(file) = open(access | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)? else {
         return Ok(None);
     };
     let now = file.metadata()?;

@@ -31,8 +31,9 @@ use self::layout::Compression;
 use self::live::{CacheIds, LiveTables};
 use self::snapshot::Snapshot;
 use self::view::{Source, View};
-use super::api::{Image, ImageInfo};
+use super::api::{Context, Image, ImageInfo, backing_format};
 use super::error::{FormatError, FormatErrorKind, Result};
+use super::raw;
 use crate::block::BlockDevice;
 use crate::block::cache::ClusterCache;
 use crate::ondisk::text::printable;
@@ -56,6 +57,36 @@ pub fn read_header(file: &BlockDevice) -> Result<Header> {
     let mut first = vec![0; header::first_cluster_len(head.get(..len).unwrap_or_default())?];
     let len = file.read_some_at(0, &mut first)?;
     Header::parse(first.get(..len).unwrap_or_default(), file.len())
+}
+
+/// Opens an image in `file` and the files it refers to, as far as policy allows.
+///
+/// # Errors
+/// See [`FormatErrorKind`].
+pub fn open(
+    file: BlockDevice,
+    mut info: ImageInfo,
+    context: &mut Context<'_>,
+) -> Result<Arc<dyn Image>> {
+    let header = read_header(&file)?;
+    let path = info.filename.clone();
+    let mut references = References::default();
+    if let Some(name) = &header.data_file {
+        let data = context.open_part(name, "data file", &path, &mut info.warnings)?;
+        references.data_file = Some(raw::padded(data));
+    }
+    if let Some(name) = &header.backing_name {
+        let format = backing_format(name, header.backing_format.as_deref())?;
+        let backing = context.open_backing(name, format, &path)?;
+        info.full_backing_filename = Some(backing.info().filename.clone());
+        info.warnings
+            .extend(backing.info().warnings.iter().cloned());
+        references.backing = Some(backing);
+    }
+    let cache = Arc::clone(&context.options().cache);
+    Ok(Arc::new(open_device(
+        file, &header, references, cache, info,
+    )?))
 }
 
 /// Opens an image in `file`. Of `info` the name, actual size and lock state are kept.

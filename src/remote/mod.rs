@@ -1,0 +1,17 @@
+//! Block devices over a network or a socket, and the server that offers one.
+//!
+//! Only what a user names is ever opened this way; a name inside an image never is.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
