@@ -293,6 +293,41 @@ pub fn open_path(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Image>> {
         .map_err(|e| e.within(format!("cannot open {}", shown(path))))
 }
 
+/// Opens an image in a device that is already there (an export of a server, an object of a web
+/// server, a device under test) and is locked by nobody. For writing it must be
+/// [growable](BlockDevice::growable). It has no directory, so references are refused.
+///
+/// # Errors
+/// As [`open_path`].
+pub fn open_device(
+    device: BlockDevice,
+    name: &Path,
+    options: &OpenOptions,
+) -> Result<Arc<dyn Image>> {
+    let stated = options.format.as_deref().map(Format::by_name).transpose()?;
+    let mut context = Context {
+        options,
+        chain: Chain::nowhere(),
+        write: options.write,
+    };
+    let file = OpenFile {
+        actual_size: device.len(),
+        device,
+        path: name.to_owned(),
+        warnings: Vec::new(),
+    };
+    open_in(file, stated, &mut context)
+        .map_err(|e| e.within(format!("cannot open {}", shown(name))))
+}
+
+/// A file of a chain, open and locked.
+struct OpenFile {
+    device: BlockDevice,
+    path: PathBuf,
+    actual_size: u64,
+    warnings: Vec<String>,
+}
+
 /// Opens one file of a chain and what lies below it.
 fn open_file(
     file: HostFile,
@@ -301,8 +336,26 @@ fn open_file(
 ) -> Result<Arc<dyn Image>> {
     // Locked before the first byte is looked at.
     let warnings = file.lock(lock_mode(context.options, context.write))?;
-    let (path, actual_size) = (file.path().to_owned(), file.actual_size());
-    let device = file.into_device(context.write)?;
+    let file = OpenFile {
+        warnings,
+        path: file.path().to_owned(),
+        actual_size: file.actual_size(),
+        device: file.into_device(context.write)?,
+    };
+    open_in(file, stated, context)
+}
+
+fn open_in(
+    file: OpenFile,
+    stated: Option<Format>,
+    context: &mut Context<'_>,
+) -> Result<Arc<dyn Image>> {
+    let OpenFile {
+        device,
+        path,
+        actual_size,
+        warnings,
+    } = file;
     let format = match stated {
         Some(format) => format,
         None => detect::detect(&device)?,

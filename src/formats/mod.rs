@@ -39,5 +39,5 @@ pub mod vhd;
 pub mod vhdx;
 pub mod vmdk;
 
-pub use api::{Image, ImageInfo, ImageWriter, OpenOptions, SnapshotInfo, open_path};
+pub use api::{Image, ImageInfo, ImageWriter, OpenOptions, SnapshotInfo, open_device, open_path};
 pub use error::{FormatError, FormatErrorKind};

@@ -48,6 +48,19 @@ impl<'a> Chain<'a> {
         }
     }
 
+    /// Starts at something that is no file of this host: every reference is refused.
+    pub fn nowhere() -> Chain<'static> {
+        static NONE: ReferencePolicy = ReferencePolicy {
+            allowed: Vec::new(),
+            refuse_all: true,
+        };
+        Chain {
+            policy: &NONE,
+            top: PathBuf::new(),
+            files: Vec::new(),
+        }
+    }
+
     /// Opens the file that `referrer` names as its `role` ("backing file", "data file"), for
     /// reading, or for writing as well.
     ///
