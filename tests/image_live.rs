@@ -8,7 +8,8 @@ use std::time::Duration;
 use guestlens::block::ExtentKind;
 use guestlens::formats::{FormatErrorKind, OpenOptions, open_path};
 use support::qemu_io::QemuIo;
-use support::{shell, tool, workdir};
+use support::storage_daemon::StorageDaemon;
+use support::{shell, workdir};
 
 fn live() -> OpenOptions {
     OpenOptions {
@@ -102,26 +103,9 @@ fn the_holder_is_named() {
     let holder = QemuIo::open(&path, &[]);
     holder_is_named(&path, "qemu-io");
     drop(holder);
-    let mut daemon = tool("qemu-storage-daemon")
-        .current_dir(dir.path())
-        .args(["--blockdev", "driver=file,node-name=file,filename=image"])
-        .args(["--blockdev", "driver=qcow2,node-name=disk,file=file"])
-        .args(["--nbd-server", "addr.type=unix,addr.path=socket"])
-        .args(["--export", "type=nbd,id=export,node-name=disk,writable=on"])
-        .args(["--pidfile", "ready"])
-        .spawn()
-        .unwrap();
-    // The file appears when everything is set up.
-    for _ in 0..200 {
-        if dir.path().join("ready").exists() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let result = std::panic::catch_unwind(|| holder_is_named(&path, "qemu-storage-daemon"));
-    daemon.kill().unwrap();
-    daemon.wait().unwrap();
-    result.unwrap();
+    let daemon = StorageDaemon::export("qcow2", &path, true);
+    holder_is_named(&path, "qemu-storage-daemon");
+    drop(daemon);
     assert!(open_path(&path, &OpenOptions::default()).is_ok());
 }
 

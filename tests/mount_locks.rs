@@ -2,14 +2,13 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::mount::{GuestMount, is_mounted, is_running};
+use support::qemu_io::QemuIo;
 use support::{guestlens, run, shell, tool, workdir};
 
 /// The same filesystem as raw and as qcow2 over a backing file.
@@ -33,35 +32,6 @@ fn may_write(format: &str, image: &Path) -> bool {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() || text.contains("lock"), "{text}");
     output.status.success()
-}
-
-/// A qemu-io that writes to the image until it is dropped.
-struct Writer(Child);
-
-impl Writer {
-    fn new(format: &str, image: &Path) -> Self {
-        let mut child = tool("qemu-io")
-            .args(["-f", format])
-            .arg(image)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        writeln!(child.stdin.as_mut().unwrap(), "length").unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        assert!(line.contains("MiB"), "{line}");
-        Self(child)
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]
@@ -117,7 +87,7 @@ fn a_killed_server_holds_nothing() {
 fn beside_a_running_guest() {
     let dir = workdir();
     for (format, image) in images(dir.path()) {
-        let writer = Writer::new(format, &image);
+        let writer = QemuIo::open_as(format, &image, &[]);
         let point = dir.path().join(format!("{format}.m"));
         std::fs::create_dir(&point).unwrap();
         let mount = |more: &[&str]| {

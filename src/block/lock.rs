@@ -14,14 +14,18 @@
 //! So a guest cannot start to write under a read-only open, and a read-only open notices one that
 //! already writes. The locks belong to the open file: they last until its last descriptor closes,
 //! and a killed process leaves none behind.
+//!
+//! Not every program that uses images takes these locks: [`find_others`].
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use nix::sys::statfs::{FsType, NFS_SUPER_MAGIC, fstatfs};
+use rustix::fs::{FlockOperation, flock};
+
+use super::users;
 
 /// Byte of "I use permission 0".
 const USES: i64 = 100;
@@ -33,12 +37,6 @@ const CONSISTENT_READ: i64 = 0;
 const WRITE: i64 = 1;
 /// Permission to change the size.
 const RESIZE: i64 = 3;
-
-/// Most entries of `/proc` looked at to name the holder of a lock.
-const MAX_PROC_ENTRIES: usize = 100_000;
-
-/// Longest name shown for a process; a longer one is cut to what the kernel keeps.
-const MAX_PROCESS_NAME: usize = 64;
 
 /// What is about to be done to the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,34 +104,80 @@ pub fn acquire(file: &File, mode: LockMode) -> std::io::Result<LockOutcome> {
         ),
     };
     for &at in hold {
-        match fcntl(file, FcntlArg::F_OFD_SETLK(&flock(libc::F_RDLCK, at))) {
+        match fcntl(file, FcntlArg::F_OFD_SETLK(&one_byte(libc::F_RDLCK, at))) {
             Ok(_) => {}
             // Somebody holds the byte exclusively. QEMU never does, but it says "not you".
             Err(Errno::EAGAIN | Errno::EACCES) => {
                 return Ok(LockOutcome::Conflict(Conflict {
                     what: "holds it exclusively",
                     live_would_do: false,
-                    holder: holder(file, at),
+                    holder: users::lock_holder(file, at),
                 }));
             }
             Err(e) => return without_locks(e),
         }
     }
     for test in test {
-        let mut probe = flock(libc::F_WRLCK, test.at);
+        let mut probe = one_byte(libc::F_WRLCK, test.at);
         match fcntl(file, FcntlArg::F_OFD_GETLK(&mut probe)) {
             Ok(_) if libc::c_int::from(probe.l_type) == libc::F_UNLCK => {}
             Ok(_) => {
                 return Ok(LockOutcome::Conflict(Conflict {
                     what: test.what,
                     live_would_do: test.live_would_do,
-                    holder: holder(file, test.at),
+                    holder: users::lock_holder(file, test.at),
                 }));
             }
             Err(e) => return without_locks(e),
         }
     }
     Ok(LockOutcome::Held)
+}
+
+/// What the locks of QEMU do not show: takes a `flock` for the programs that look at those (some
+/// hypervisors, udev), and looks for a loop device and for a process that writes to the file
+/// without any locks. For a file that is about to be written to, after [`acquire`].
+///
+/// # Errors
+/// What the host reports, other than that there are no such locks on this filesystem.
+pub fn find_others(file: &File) -> std::io::Result<Option<Conflict>> {
+    let conflict = |what, holder| Conflict {
+        what,
+        live_would_do: false,
+        holder,
+    };
+    if !flock_is_a_byte_range(file) {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Ok(Some(conflict(
+                    "has locked it (flock)",
+                    users::flock_holder(file),
+                )));
+            }
+            Err(
+                rustix::io::Errno::INVAL
+                | rustix::io::Errno::NOLCK
+                | rustix::io::Errno::OPNOTSUPP
+                | rustix::io::Errno::NOSYS,
+            ) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    if let Some(device) = users::loop_device(file) {
+        return Ok(Some(conflict(
+            "shows it as a disk of this host",
+            Some(device),
+        )));
+    }
+    Ok(users::writer(file).map(|who| conflict("has it open for writing", Some(who))))
+}
+
+/// On network filesystems a `flock` is a lock of all bytes, and so in the way of our own.
+fn flock_is_a_byte_range(file: &File) -> bool {
+    const CIFS: FsType = FsType(0xFF53_4D42);
+    const SMB2: FsType = FsType(0xFE53_4D42);
+    fstatfs(file).is_ok_and(|s| [NFS_SUPER_MAGIC, CIFS, SMB2].contains(&s.filesystem_type()))
 }
 
 struct Test {
@@ -187,7 +231,7 @@ fn without_locks(error: Errno) -> std::io::Result<LockOutcome> {
     clippy::cast_possible_truncation,
     reason = "lock types and SEEK_SET are 0, 1 and 2"
 )]
-fn flock(kind: libc::c_int, at: i64) -> libc::flock {
+fn one_byte(kind: libc::c_int, at: i64) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
@@ -198,88 +242,9 @@ fn flock(kind: libc::c_int, at: i64) -> libc::flock {
     }
 }
 
-/// The process that holds a lock on byte `at` of the file. The kernel does not say (the locks
-/// belong to no process), but each process shows the locks of its descriptors.
-fn holder(file: &File, at: i64) -> Option<String> {
-    let ours = file.metadata().ok()?;
-    let me = std::process::id().to_string();
-    let mut looked_at = 0_usize;
-    for process in std::fs::read_dir("/proc").ok()?.flatten() {
-        let name = process.file_name();
-        let Some(pid) = name
-            .to_str()
-            .filter(|n| n.bytes().all(|b| b.is_ascii_digit()))
-        else {
-            continue;
-        };
-        if pid == me {
-            continue;
-        }
-        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else {
-            continue;
-        };
-        for descriptor in descriptors.flatten() {
-            looked_at = looked_at.saturating_add(1);
-            if looked_at > MAX_PROC_ENTRIES {
-                return None;
-            }
-            let same = std::fs::metadata(descriptor.path())
-                .is_ok_and(|m| m.dev() == ours.dev() && m.ino() == ours.ino());
-            let info = process.path().join("fdinfo").join(descriptor.file_name());
-            if same && std::fs::read_to_string(info).is_ok_and(|text| shows_lock(&text, at)) {
-                return Some(format!("{} (pid {pid})", process_name(&process.path())));
-            }
-        }
-    }
-    None
-}
-
-/// The name of the process `/proc/N` describes. The kernel keeps 15 bytes of it, so the command
-/// line serves where it begins with those.
-fn process_name(process: &Path) -> String {
-    let comm = std::fs::read(process.join("comm")).unwrap_or_default();
-    let comm = comm.trim_ascii_end();
-    let command = std::fs::read(process.join("cmdline")).unwrap_or_default();
-    let program = crate::ondisk::text::until_nul(&command);
-    let name = program.rsplit(|&b| b == b'/').next().unwrap_or_default();
-    let whole = name.starts_with(comm) && name.len() <= MAX_PROCESS_NAME;
-    crate::ondisk::text::printable(if whole { name } else { comm })
-}
-
-/// Whether an `fdinfo` text has an open-file-description lock that covers byte `at`. A line reads
-/// `lock:  1: OFDLCK ADVISORY READ -1 08:01:1234 100 101`.
-fn shows_lock(text: &str, at: i64) -> bool {
-    text.lines()
-        .filter(|l| l.starts_with("lock:") && l.contains("OFDLCK"))
-        .any(|line| {
-            let mut words = line.split_ascii_whitespace().rev();
-            let end = words
-                .next()
-                .map(|w| if w == "EOF" { Ok(i64::MAX) } else { w.parse() });
-            let start = words.next().map(str::parse::<i64>);
-            matches!((start, end), (Some(Ok(start)), Some(Ok(end))) if start <= at && at <= end)
-        })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lock_lines_of_fdinfo() {
-        let text = "pos:\t0\nlock:\t1: OFDLCK  ADVISORY  READ -1 fe:01:77 100 101\n";
-        assert!(shows_lock(text, 100) && shows_lock(text, 101));
-        assert!(!shows_lock(text, 102));
-        assert!(shows_lock(
-            "lock:\t1: OFDLCK ADVISORY READ -1 fe:01:77 7 EOF\n",
-            201
-        ));
-        assert!(!shows_lock(
-            "lock:\t1: POSIX ADVISORY READ 5 fe:01:77 0 EOF\n",
-            201
-        ));
-        assert!(!shows_lock("lock:\n", 0));
-    }
 
     #[test]
     fn two_readers_go_together() {

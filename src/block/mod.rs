@@ -14,6 +14,7 @@
 //! | [`cache`] | the sharded, budgeted cluster cache; never holds unwritten data |
 //! | [`record`] | records every write and flush, for crash tests |
 //! | [`fault`] | fails on demand, for error-path tests |
+//! | [`users`] | who else uses a host file, as far as the kernel tells |
 //!
 //! `flush` is the only ordering primitive: what was written before it is durable once it returns,
 //! and nothing is implied about the order of writes between two flushes.
@@ -44,6 +45,7 @@ pub mod lock;
 pub mod memory;
 pub mod overlay;
 pub mod record;
+pub mod users;
 
 pub use backend::{BlockBackend, Geometry};
 pub use device::BlockDevice;

@@ -26,6 +26,9 @@ pub struct OpenOptions {
     pub write: bool,
     /// Open also while a running guest writes to the image; for reading only.
     pub live: bool,
+    /// Write although something other than QEMU's locks says that the image is in use, or nothing
+    /// can say so.
+    pub force: bool,
     /// Keys of encrypted images.
     pub keys: KeySource,
     /// Which references may be followed.
@@ -40,6 +43,7 @@ impl Default for OpenOptions {
             format: None,
             write: false,
             live: false,
+            force: false,
             keys: KeySource::default(),
             policy: ReferencePolicy::default(),
             cache: Arc::new(ClusterCache::new(limits::CLUSTER_CACHE_BYTES)),
@@ -238,7 +242,7 @@ impl<'a> Context<'a> {
         warnings: &mut Vec<String>,
     ) -> Result<BlockDevice> {
         let file = self.chain.follow(name, role, referrer, self.write)?;
-        warnings.extend(file.lock(lock_mode(self.options, self.write))?);
+        warnings.extend(lock(&file, self.options, self.write)?);
         file.into_device(self.write)
     }
 
@@ -263,12 +267,13 @@ impl<'a> Context<'a> {
     }
 }
 
-fn lock_mode(options: &OpenOptions, write: bool) -> LockMode {
-    match (write, options.live) {
+fn lock(file: &HostFile, options: &OpenOptions, write: bool) -> Result<Vec<String>> {
+    let mode = match (write, options.live) {
         (true, _) => LockMode::Write,
         (false, true) => LockMode::ReadLive,
         (false, false) => LockMode::Read,
-    }
+    };
+    file.lock(mode, options.force)
 }
 
 /// Opens an image by its path on the host, with the files it refers to as far as policy allows.
@@ -335,7 +340,7 @@ fn open_file(
     context: &mut Context<'_>,
 ) -> Result<Arc<dyn Image>> {
     // Locked before the first byte is looked at.
-    let warnings = file.lock(lock_mode(context.options, context.write))?;
+    let warnings = lock(&file, context.options, context.write)?;
     let file = OpenFile {
         warnings,
         path: file.path().to_owned(),

@@ -11,7 +11,7 @@ use nix::libc;
 use super::error::{FormatError, FormatErrorKind, Result};
 use crate::block::BlockDevice;
 use crate::block::file::FileBackend;
-use crate::block::lock::{self, LockMode, LockOutcome};
+use crate::block::lock::{self, Conflict, LockMode, LockOutcome};
 use crate::ondisk::text::printable;
 
 /// What makes two paths the same file.
@@ -92,34 +92,49 @@ impl HostFile {
 
     /// Takes the locks; returns what the user should know.
     ///
+    /// For writing, more is looked at than QEMU's locks ([`lock::find_others`]), and a filesystem
+    /// without locks is not enough, unless `force` says that the user knows better. It never
+    /// overrules a lock of QEMU's.
+    ///
     /// # Errors
-    /// [`FormatErrorKind::Busy`] if another process uses the file in a way `mode` excludes.
-    pub fn lock(&self, mode: LockMode) -> Result<Vec<String>> {
+    /// [`FormatErrorKind::Busy`] if another process uses the file in a way `mode` excludes,
+    /// [`FormatErrorKind::NotAllowed`] if nothing can show whether one does.
+    pub fn lock(&self, mode: LockMode, force: bool) -> Result<Vec<String>> {
         let path = shown(&self.path);
-        match lock::acquire(&self.file, mode) {
-            Ok(LockOutcome::Held) if mode == LockMode::ReadLive => Ok(vec![format!(
-                "{path} was opened live: a guest may change it while it is read"
-            )]),
-            Ok(LockOutcome::Held) => Ok(Vec::new()),
-            Ok(LockOutcome::Unsupported(e)) => Ok(vec![format!(
-                "the host filesystem has no locks ({e}): nothing shows whether a guest is using {path}"
-            )]),
-            Ok(LockOutcome::Conflict(conflict)) => {
-                let who = conflict.holder.as_deref().unwrap_or("another process");
-                let error = FormatError::new(
-                    FormatErrorKind::Busy,
-                    format!("{path} is in use: {who} {}", conflict.what),
-                );
-                Err(if conflict.live_would_do {
-                    error.with_hint(
-                        "shut the guest down, or read it as it runs with --live (what is read may be inconsistent)",
-                    )
-                } else {
-                    error.with_hint("wait until the other process has finished")
-                })
+        let failed = |e| FormatError::io(format!("cannot lock {path}"), e);
+        let outcome = lock::acquire(&self.file, mode).map_err(failed)?;
+        let mut warnings = Vec::from_iter(judge(&path, outcome, mode, force)?);
+        if mode == LockMode::Write {
+            self.check_path()?;
+            match lock::find_others(&self.file).map_err(failed)? {
+                None => {}
+                Some(conflict) if force => warnings.push(in_use(&path, &conflict)),
+                Some(conflict) => {
+                    return Err(
+                        FormatError::new(FormatErrorKind::Busy, in_use(&path, &conflict))
+                            .with_hint("end that first; --force writes all the same"),
+                    );
+                }
             }
-            Err(e) => Err(FormatError::io(format!("cannot lock {path}"), e)),
         }
+        Ok(warnings)
+    }
+
+    /// That the path still leads to the file that was opened: another program may have put a new
+    /// file there before this one was locked.
+    fn check_path(&self) -> Result<()> {
+        let now = std::fs::metadata(&self.path);
+        if now.is_ok_and(|m| FileId::of(&m) == self.id) {
+            return Ok(());
+        }
+        Err(FormatError::new(
+            FormatErrorKind::Busy,
+            format!(
+                "{} was replaced or removed while it was opened",
+                shown(&self.path)
+            ),
+        )
+        .with_hint("try again"))
     }
 
     /// The content as a block device, which can grow if it is written to; the locks stay held
@@ -135,6 +150,44 @@ impl HostFile {
             BlockDevice::new(backend)
         })
     }
+}
+
+/// What an attempt to take the locks means; perhaps something the user should know.
+fn judge(path: &str, outcome: LockOutcome, mode: LockMode, force: bool) -> Result<Option<String>> {
+    match outcome {
+        LockOutcome::Held => Ok((mode == LockMode::ReadLive)
+            .then(|| format!("{path} was opened live: a guest may change it while it is read"))),
+        LockOutcome::Unsupported(e) => {
+            let text = format!(
+                "the host filesystem has no locks ({e}): nothing shows whether a guest is using {path}"
+            );
+            if mode != LockMode::Write || force {
+                return Ok(Some(text));
+            }
+            Err(FormatError::new(FormatErrorKind::NotAllowed, text)
+                .with_hint("make sure that nothing uses the image, and say --force"))
+        }
+        LockOutcome::Conflict(conflict) => Err(busy(path, &conflict, mode)),
+    }
+}
+
+fn in_use(path: &str, conflict: &Conflict) -> String {
+    let who = conflict.holder.as_deref().unwrap_or("another process");
+    format!("{path} is in use: {who} {}", conflict.what)
+}
+
+fn busy(path: &str, conflict: &Conflict, mode: LockMode) -> FormatError {
+    FormatError::new(FormatErrorKind::Busy, in_use(path, conflict)).with_hint(
+        match (mode, conflict.live_would_do) {
+            (LockMode::Write, true) => {
+                "shut the guest down first: an image in use is never written to"
+            }
+            (_, true) => {
+                "shut the guest down, or read it as it runs with --live (what is read may be inconsistent)"
+            }
+            (_, false) => "wait until the other process has finished",
+        },
+    )
 }
 
 /// A path as it is shown to people.
@@ -181,4 +234,35 @@ pub fn suitable(metadata: &Metadata, path: &Path) -> Result<()> {
         format!("{} {what}, not a disk image", shown(path)),
     )
     .with_hint("give a regular file or a block device"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_locks_only_reading_goes_on() {
+        let outcome = || LockOutcome::Unsupported(nix::errno::Errno::ENOLCK.into());
+        let judged = |mode, force| judge("x", outcome(), mode, force);
+        for mode in [LockMode::Read, LockMode::ReadLive] {
+            assert!(judged(mode, false).unwrap().unwrap().contains("no locks"));
+        }
+        let error = judged(LockMode::Write, false).unwrap_err();
+        assert_eq!(error.kind(), FormatErrorKind::NotAllowed);
+        assert!(error.hint().unwrap().contains("--force"));
+        assert!(judged(LockMode::Write, true).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_is_not_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        std::fs::write(&path, [0; 512]).unwrap();
+        let file = HostFile::open(&path, true).unwrap();
+        std::fs::write(dir.path().join("new"), [0; 512]).unwrap();
+        std::fs::rename(dir.path().join("new"), &path).unwrap();
+        let error = file.lock(LockMode::Write, true).unwrap_err();
+        assert_eq!(error.kind(), FormatErrorKind::Busy);
+        assert!(file.lock(LockMode::Read, false).is_ok());
+    }
 }

@@ -13,6 +13,7 @@ pub mod guest;
 pub mod mount;
 pub mod netplan;
 pub mod qemu_io;
+pub mod storage_daemon;
 pub mod walk;
 
 use std::fs::OpenOptions;

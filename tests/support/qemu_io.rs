@@ -7,10 +7,15 @@ use std::process::{Child, Stdio};
 pub struct QemuIo(Child);
 
 impl QemuIo {
-    /// Opens `image`; it is open and locked when this returns.
+    /// Opens the qcow2 image `image`; it is open and locked when this returns.
     pub fn open(image: &Path, options: &[&str]) -> Self {
+        Self::open_as("qcow2", image, options)
+    }
+
+    /// The same for any format.
+    pub fn open_as(format: &str, image: &Path, options: &[&str]) -> Self {
         let mut command = super::tool("qemu-io");
-        command.args(["-f", "qcow2"]).args(options).arg(image);
+        command.args(["-f", format]).args(options).arg(image);
         let child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
