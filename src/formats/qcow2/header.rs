@@ -30,7 +30,10 @@ const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
 const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
 const INCOMPATIBLE_KNOWN: u64 = 0x1f;
 const COMPATIBLE_LAZY_REFCOUNTS: u64 = 1 << 0;
-const AUTOCLEAR_DATA_FILE_RAW: u64 = 1 << 1;
+/// Autoclear bit: the bitmaps extension agrees with the content.
+pub const AUTOCLEAR_BITMAPS: u64 = 1 << 0;
+/// Autoclear bit: the data file holds the plain disk.
+pub const AUTOCLEAR_DATA_FILE_RAW: u64 = 1 << 1;
 
 /// A validated header.
 #[derive(Clone, Debug)]
@@ -61,6 +64,8 @@ pub struct Header {
     pub lazy_refcounts: bool,
     /// The data file holds the plain disk.
     pub data_file_raw: bool,
+    /// Autoclear feature bits, as stored.
+    pub autoclear: u64,
     /// Name of the backing file.
     pub backing_name: Option<Vec<u8>>,
     /// Format of the backing file.
@@ -222,6 +227,7 @@ impl Header {
             corrupt: incompatible & INCOMPATIBLE_CORRUPT != 0,
             lazy_refcounts: compatible & COMPATIBLE_LAZY_REFCOUNTS != 0,
             data_file_raw: data_file.is_some() && autoclear & AUTOCLEAR_DATA_FILE_RAW != 0,
+            autoclear,
             backing_name: backing_name(data, cluster_len)?,
             backing_format: extensions.backing_format.map(<[u8]>::to_vec),
             data_file,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`header`] | header and extensions, validated |
 //! | [`layout`] | table geometry; what an L2 entry says |
+//! | [`data`] | reading and writing the bytes of plain clusters |
 //! | [`view`] | one readable content: lookup, reading, read-ahead |
 //! | [`live`] | how long what was read of a running guest's tables counts |
 //! | [`decompress`] | compressed clusters and the worker threads |
@@ -14,6 +15,7 @@
 //! tell where the image should end; bitmaps, VM state and unknown autoclear features are ignored. Nothing is sized by a
 //! number from the header.
 
+pub mod data;
 pub mod decompress;
 pub mod header;
 pub mod layout;
@@ -26,6 +28,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use self::data::DataFile;
 use self::header::Header;
 use self::layout::Compression;
 use self::live::{CacheIds, LiveTables};
@@ -140,7 +143,7 @@ pub fn open_device(
     fill_info(&mut info, header, &snapshots);
     let source = Arc::new(Source {
         file,
-        data,
+        data: DataFile::new(data),
         layout: header.layout,
         backing: references.backing.as_ref().map(|b| b.device()),
         cache,

@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
+use super::data::DataFile;
 use super::decompress;
 use super::layout::{Layout, Mapping, OFFSET_MASK, Run};
 use super::live::{CacheIds, LiveTables};
@@ -36,7 +37,7 @@ pub struct Source {
     /// The image file.
     pub file: BlockDevice,
     /// Where clusters are: the image file or the external data file.
-    pub data: BlockDevice,
+    pub data: DataFile,
     /// How tables are read.
     pub layout: Layout,
     /// What unallocated clusters show.
@@ -86,7 +87,11 @@ impl Source {
         Ok((slice, to_usize(within).unwrap_or(usize::MAX)))
     }
 
-    fn compressed(&self, host: u64, len: u64) -> Result<Cluster> {
+    /// A compressed cluster's content; `len` is the most bytes it can take in the file.
+    ///
+    /// # Errors
+    /// [`BlockErrorKind::Damaged`], or what reading reports.
+    pub fn compressed(&self, host: u64, len: u64) -> Result<Cluster> {
         self.cache.get_or_load(self.ids()?.clusters, host, || {
             // The last sector the entry counts may be cut off by the end of the file.
             let file = self.file.remeasured();
@@ -106,13 +111,11 @@ impl Source {
         })
     }
 
-    fn read_data(&self, host: u64, buf: &mut [u8]) -> Result<()> {
-        let read = read_present(&self.data, host, buf)?;
-        buf.get_mut(read..).unwrap_or_default().fill(0);
-        Ok(())
-    }
-
-    fn read_backing(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+    /// What the guest sees where the image itself has nothing.
+    ///
+    /// # Errors
+    /// What the backing image reports.
+    pub fn read_backing(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         let read = match &self.backing {
             Some(backing) => backing.read_some_at(at, buf)?,
             None => 0,
@@ -123,7 +126,10 @@ impl Source {
 }
 
 /// Reads as much as the file has now; returns the number of bytes.
-fn read_present(file: &BlockDevice, at: u64, buf: &mut [u8]) -> Result<usize> {
+///
+/// # Errors
+/// What the device reports.
+pub fn read_present(file: &BlockDevice, at: u64, buf: &mut [u8]) -> Result<usize> {
     let read = file.read_some_at(at, buf)?;
     if read == buf.len() {
         return Ok(read);
@@ -144,10 +150,26 @@ fn shared() -> BlockError {
     BlockError::damaged("a new cluster is already in use")
 }
 
+/// Tables that say where guest bytes are.
+pub trait Tables: Send + Sync {
+    /// A run that starts at `at`, at least 1 byte long. It may be longer than `max`, and shorter
+    /// than the real run.
+    ///
+    /// # Errors
+    /// [`BlockErrorKind::Damaged`], or what reading the tables reports.
+    fn piece_at(&self, at: u64, max: u64) -> Result<Run>;
+}
+
+/// Tables that nobody changes, or only a running guest: read through the cluster cache.
+struct TablesInFile {
+    source: Arc<Source>,
+    l1_offset: u64,
+}
+
 /// A readable content; see the module text.
 pub struct View {
     source: Arc<Source>,
-    l1_offset: u64,
+    tables: Arc<dyn Tables>,
     len: u64,
     streams: Mutex<[Stream; STREAMS]>,
 }
@@ -163,38 +185,8 @@ struct Stream {
     hits: u32,
 }
 
-impl View {
-    /// The content described by an L1 table that was checked to cover `len` bytes.
-    pub fn new(source: Arc<Source>, l1_offset: u64, len: u64) -> Self {
-        Self {
-            source,
-            l1_offset,
-            len,
-            streams: Mutex::default(),
-        }
-    }
-
-    /// The run that starts at `at`, at most `max` bytes long.
-    fn run_at(&self, at: u64, max: u64) -> Result<Run> {
-        let mut run = self.piece_at(at, max)?;
-        for _ in 0..MAX_PIECES {
-            if run.len >= max {
-                break;
-            }
-            let next = self.piece_at(at.saturating_add(run.len), max.saturating_sub(run.len));
-            // An error belongs to the read that starts there.
-            match next.ok().and_then(|next| run.join(next)) {
-                Some(joined) => run = joined,
-                None => break,
-            }
-        }
-        Ok(Run {
-            len: run.len.min(max),
-            ..run
-        })
-    }
-
-    /// A run within one slice of an L2 table, or the reach of an absent L2 table.
+impl Tables for TablesInFile {
+    // A run within one slice of an L2 table, or the reach of an absent L2 table.
     fn piece_at(&self, at: u64, max: u64) -> Result<Run> {
         let layout = &self.source.layout;
         let reach = 1_u64.wrapping_shl(layout.l2_reach_bits());
@@ -236,6 +228,49 @@ impl View {
             run = joined;
         }
         Ok(run)
+    }
+}
+
+impl View {
+    /// The content described by an L1 table that was checked to cover `len` bytes.
+    pub fn new(source: Arc<Source>, l1_offset: u64, len: u64) -> Self {
+        let tables = TablesInFile {
+            source: Arc::clone(&source),
+            l1_offset,
+        };
+        Self::over(source, Arc::new(tables), len)
+    }
+
+    /// The content described by other tables of the image.
+    pub fn over(source: Arc<Source>, tables: Arc<dyn Tables>, len: u64) -> Self {
+        Self {
+            source,
+            tables,
+            len,
+            streams: Mutex::default(),
+        }
+    }
+
+    /// The run that starts at `at`, at most `max` bytes long.
+    fn run_at(&self, at: u64, max: u64) -> Result<Run> {
+        let mut run = self.tables.piece_at(at, max)?;
+        for _ in 0..MAX_PIECES {
+            if run.len >= max {
+                break;
+            }
+            let next = self
+                .tables
+                .piece_at(at.saturating_add(run.len), max.saturating_sub(run.len));
+            // An error belongs to the read that starts there.
+            match next.ok().and_then(|next| run.join(next)) {
+                Some(joined) => run = joined,
+                None => break,
+            }
+        }
+        Ok(Run {
+            len: run.len.min(max),
+            ..run
+        })
     }
 
     /// Hands the compressed clusters of a range to the workers.
@@ -313,7 +348,7 @@ impl View {
                 return Err(outside());
             };
             match run.mapping {
-                Mapping::Data { host } => self.source.read_data(host, piece)?,
+                Mapping::Data { host } => self.source.data.read(host, at, piece)?,
                 Mapping::Zero { .. } => piece.fill(0),
                 Mapping::Unallocated => self.source.read_backing(at, piece)?,
                 Mapping::Compressed { host, len, within } => {
@@ -400,7 +435,7 @@ impl BlockBackend for View {
                 return;
             };
             match run.mapping {
-                Mapping::Data { host } => self.source.data.prefetch(host, run.len),
+                Mapping::Data { host } => self.source.data.device().prefetch(host, run.len),
                 Mapping::Compressed { .. } => {
                     self.decompress_soon(at, at.saturating_add(run.len));
                 }
