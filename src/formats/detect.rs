@@ -146,8 +146,8 @@ pub fn detect(file: &BlockDevice) -> Result<Format> {
     let len = file.read_some_at(0, &mut head)?;
     head.truncate(len);
     let mut tail = [0; 512];
-    if let Some(at) = file.len().checked_sub(512) {
-        file.read_exact_at(at, &mut tail)?;
+    if let Some(at) = vhd::footer_at_end(file.len()) {
+        file.read_some_at(at, &mut tail)?;
     }
     decide(&head, &tail)
 }

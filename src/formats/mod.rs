@@ -11,6 +11,8 @@
 //! | [`qcow2`] | qcow2 images |
 //! | [`vmdk`], [`vhd`], [`vhdx`], [`vdi`] | images of other virtual machines |
 //! | [`compressed`] | raw disks inside gzip, xz and zstd streams |
+//! | [`slices`] | tables of image files, through the cluster cache |
+//! | [`windows_path`] | parents named by a path of Windows |
 
 #![cfg_attr(
     not(test),
@@ -34,10 +36,12 @@ pub mod host_file;
 pub mod qcow2;
 pub mod raw;
 pub mod reference;
+pub mod slices;
 pub mod vdi;
 pub mod vhd;
 pub mod vhdx;
 pub mod vmdk;
+pub mod windows_path;
 
 pub use api::{Image, ImageInfo, ImageWriter, OpenOptions, SnapshotInfo, open_device, open_path};
 pub use error::{FormatError, FormatErrorKind};

@@ -160,3 +160,44 @@ pub fn run(cases: u64, case: impl Fn(u64, &mut Rng) + Sync) {
     });
     eprintln!("{cases} cases");
 }
+
+/// Asks a device for its extents and reads here and there.
+pub fn exercise_device(
+    device: &guestlens::block::BlockDevice,
+    rng: &mut Rng,
+    read: &std::sync::atomic::AtomicU64,
+    failed: &std::sync::atomic::AtomicU64,
+) {
+    let mut buf = [0; 6000];
+    let mut at = 0;
+    for _ in 0..32 {
+        if at >= device.len() {
+            break;
+        }
+        let Ok(extent) = device.extent_at(at, device.len() - at) else {
+            break;
+        };
+        assert!(extent.len > 0 && extent.len <= device.len() - at);
+        at += extent.len;
+    }
+    let len = device.len().max(1);
+    for at in [0, 10_000, rng.below(131_072), rng.below(len), len - 1] {
+        let counter = match device.read_some_at(at, &mut buf) {
+            Ok(_) => read,
+            Err(_) => failed,
+        };
+        counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+    device.prefetch(rng.below(len), u64::MAX);
+}
+
+/// The most memory this process had at any time, in KiB.
+pub fn peak_memory_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap();
+    line.split_ascii_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap()
+}

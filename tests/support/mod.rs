@@ -14,6 +14,7 @@ pub mod mount;
 pub mod netplan;
 pub mod qemu_io;
 pub mod storage_daemon;
+pub mod vhd;
 pub mod walk;
 
 use std::fs::OpenOptions;
