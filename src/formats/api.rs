@@ -3,8 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Serialize;
-
 use super::detect::{self, Format};
 use super::error::{FormatError, FormatErrorKind, Result};
 use super::host_file::{HostFile, shown};
@@ -51,10 +49,9 @@ impl Default for OpenOptions {
     }
 }
 
-/// What is known about an opened image, in the field names of `qemu-img info --output=json`
-/// where that has one.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
+/// What is known about an opened image. As JSON it has the member names of
+/// `qemu-img info --output=json`.
+#[derive(Clone, Debug)]
 pub struct ImageInfo {
     /// Path as it was opened.
     pub filename: PathBuf,
@@ -67,37 +64,29 @@ pub struct ImageInfo {
     /// Bytes the host file occupies.
     pub actual_size: u64,
     /// Cluster size in bytes, for formats that have clusters.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster_size: Option<u64>,
     /// Whether the image was not closed properly.
     pub dirty_flag: bool,
     /// Whether a running guest may be writing to it.
     pub live: bool,
     /// The backing file as the image names it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub backing_filename: Option<String>,
     /// The backing file's format as the image states it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub backing_filename_format: Option<String>,
     /// The backing file as it was opened.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub full_backing_filename: Option<PathBuf>,
     /// Whether the content is encrypted.
     pub encrypted: bool,
     /// Internal snapshots.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub snapshots: Vec<SnapshotInfo>,
     /// What only this format has, as a JSON object (`format-specific`'s `data` of qemu-img).
-    #[serde(skip_serializing_if = "serde_json::Value::is_null")]
     pub format_specific: serde_json::Value,
     /// What a user should know about the state of the image.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
 /// One internal snapshot.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug)]
 pub struct SnapshotInfo {
     /// Unique id, as the image stores it (usually a number).
     pub id: String,
@@ -109,6 +98,8 @@ pub struct SnapshotInfo {
     pub date_nsec: u32,
     /// Guest run time at that moment, in nanoseconds.
     pub vm_clock_nsec: u64,
+    /// Instructions the guest had run, where they are counted.
+    pub icount: Option<u64>,
     /// Bytes of saved VM state; 0 for a disk-only snapshot.
     pub vm_state_size: u64,
     /// Size of the virtual disk in that snapshot, in bytes.

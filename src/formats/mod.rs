@@ -7,6 +7,7 @@
 //! | [`error`] | [`error::FormatError`] |
 //! | [`reference`] | which files an image may make us open |
 //! | [`host_file`] | opening and locking files of the host |
+//! | [`info`] | what is known about an image, in the words of qemu-img |
 //! | [`raw`] | raw images |
 //! | [`qcow2`] | qcow2 images |
 //! | [`vmdk`], [`vhd`], [`vhdx`], [`vdi`] | images of other virtual machines |
@@ -33,6 +34,7 @@ pub mod compressed;
 pub mod detect;
 pub mod error;
 pub mod host_file;
+pub mod info;
 pub mod qcow2;
 pub mod raw;
 pub mod reference;

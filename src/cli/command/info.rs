@@ -12,9 +12,9 @@ use crate::cli::failure::Outcome;
 use crate::cli::output::Output;
 use crate::cli::session::Session;
 use crate::cli::text::{self, host_path};
-use crate::formats::Image;
+use crate::formats::{Image, ImageInfo, OpenOptions, open_path};
 use crate::fs::Timestamp;
-use crate::guest::Disk;
+use crate::guest::{Disk, ImageArgument};
 use crate::limits;
 use crate::ondisk::text::printable;
 
@@ -25,7 +25,15 @@ pub struct InfoArgs {
     #[arg(value_name = "IMAGE")]
     pub images: Vec<PathBuf>,
 
-    /// One JSON document; each image has the field names of `qemu-img info --output=json`
+    /// Look only at the image files, not at what is on their disks
+    #[arg(long)]
+    pub image_only: bool,
+
+    /// Only the image files as well, each followed by those it stands on
+    #[arg(long)]
+    pub backing_chain: bool,
+
+    /// One JSON document, with the member names of `qemu-img info --output=json`
     #[arg(long)]
     pub json: bool,
 
@@ -39,16 +47,62 @@ pub struct InfoArgs {
 /// # Errors
 /// If an image cannot be opened.
 pub fn run(args: &InfoArgs, out: &mut Output) -> Outcome {
-    let session = Session::open(&args.open, &args.open.all_images(&args.images)?)?;
+    let images = args.open.all_images(&args.images)?;
+    if args.backing_chain || args.image_only {
+        return images_only(args, &images, out);
+    }
+    let session = Session::open(&args.open, &images)?;
     if args.json {
         let disks: Vec<Value> = session.guest.disks().iter().map(disk_json).collect();
-        out.json(&json!({ "disks": disks, "problems": session.guest.problems() }))?;
+        let mut document = match session.guest.disks() {
+            [only] => only.image.info().json(),
+            _ => json!({}),
+        };
+        if let Some(members) = document.as_object_mut() {
+            members.insert("disks".into(), disks.into());
+            members.insert("problems".into(), json!(session.guest.problems()));
+        }
+        out.json(&document)?;
         return Ok(Exit::Done);
     }
     for disk in session.guest.disks() {
         disk_text(disk, out)?;
     }
     session.tell_problems();
+    Ok(Exit::Done)
+}
+
+/// Looks at the images and not at what is on their disks.
+fn images_only(args: &InfoArgs, images: &[ImageArgument], out: &mut Output) -> Outcome {
+    let options = args.open.guest_options().image;
+    let mut chains = Vec::new();
+    for argument in images {
+        let options = OpenOptions {
+            format: argument.format.clone(),
+            ..options.clone()
+        };
+        let image = open_path(&argument.path, &options)?;
+        let mut images = chain(&image);
+        if !args.backing_chain {
+            images.truncate(1);
+        }
+        chains.push(images);
+    }
+    if args.json {
+        let values = chains.iter().flatten().map(|i| i.info().json());
+        let values: Vec<Value> = values.collect();
+        // One image as an object, a chain or several images as a list, as qemu-img does.
+        return match values.as_slice() {
+            [only] if !args.backing_chain => out.json(only),
+            _ => out.json(&values),
+        }
+        .map(|()| Exit::Done);
+    }
+    for images in &chains {
+        for (depth, image) in images.iter().enumerate() {
+            image_text(depth, "image", image.info(), out)?;
+        }
+    }
     Ok(Exit::Done)
 }
 
@@ -71,78 +125,14 @@ fn disk_json(disk: &Disk) -> Value {
     object.insert("name".into(), json!(disk.name));
     object.insert("size".into(), json!(disk.device.len()));
     object.insert("table".into(), json!(disk.table));
-    let images: Vec<Value> = chain(&disk.image)
-        .iter()
-        .map(|image| {
-            let info = image.info();
-            // A path that is not UTF-8 cannot be serialised as text.
-            let mut info = info.clone();
-            info.filename = PathBuf::from(info.filename.to_string_lossy().into_owned());
-            info.full_backing_filename = info
-                .full_backing_filename
-                .map(|p| PathBuf::from(p.to_string_lossy().into_owned()));
-            json!(info)
-        })
-        .collect();
+    let images: Vec<Value> = chain(&disk.image).iter().map(|i| i.info().json()).collect();
     object.insert("chain".into(), images.into());
     object.into()
 }
 
 fn disk_text(disk: &Disk, out: &mut Output) -> Outcome<()> {
     for (depth, image) in chain(&disk.image).iter().enumerate() {
-        let info = image.info();
-        if depth == 0 {
-            out.line(format!("{}: {}", disk.name, host_path(&info.filename)))?;
-        } else {
-            out.line(format!("  backing {depth}: {}", host_path(&info.filename)))?;
-        }
-        let how = if info.format_detected {
-            " (detected)"
-        } else {
-            ""
-        };
-        out.line(format!("  format: {}{how}", info.format))?;
-        out.line(format!(
-            "  virtual size: {} ({} bytes), on disk: {}",
-            text::size(info.virtual_size),
-            info.virtual_size,
-            text::size(info.actual_size)
-        ))?;
-        if let Some(cluster) = info.cluster_size {
-            out.line(format!("  cluster size: {cluster}"))?;
-        }
-        if let Some(backing) = &info.backing_filename {
-            out.line(format!("  backing file: {}", printable(backing.as_bytes())))?;
-        }
-        for (mark, text) in [
-            (info.dirty_flag, "was not closed properly"),
-            (info.live, "a running guest may be writing to it"),
-            (info.encrypted, "encrypted"),
-        ] {
-            if mark {
-                out.line(format!("  {text}"))?;
-            }
-        }
-        for warning in &info.warnings {
-            out.line(format!("  warning: {}", text::one_line(warning)))?;
-        }
-        if !info.snapshots.is_empty() {
-            out.line("  snapshots:")?;
-            let rows: Vec<Vec<String>> = info
-                .snapshots
-                .iter()
-                .map(|s| {
-                    let secs = i64::try_from(s.date_sec).unwrap_or(i64::MAX);
-                    vec![
-                        format!("    {}", printable(s.id.as_bytes())),
-                        printable(s.name.as_bytes()),
-                        text::size(s.vm_state_size),
-                        text::time(Timestamp { secs, nanos: 0 }),
-                    ]
-                })
-                .collect();
-            out.table(&["    ID", "Name", "State", "Date"], &["State"], &rows)?;
-        }
+        image_text(depth, &disk.name, image.info(), out)?;
     }
     if let Some(table) = &disk.table {
         let kind = json!(table.kind);
@@ -169,6 +159,62 @@ fn disk_text(disk: &Disk, out: &mut Output) -> Outcome<()> {
             &["Start", "Size"],
             &rows,
         )?;
+    }
+    Ok(())
+}
+
+fn image_text(depth: usize, name: &str, info: &ImageInfo, out: &mut Output) -> Outcome<()> {
+    if depth == 0 {
+        out.line(format!("{name}: {}", host_path(&info.filename)))?;
+    } else {
+        out.line(format!("  backing {depth}: {}", host_path(&info.filename)))?;
+    }
+    let how = if info.format_detected {
+        " (detected)"
+    } else {
+        ""
+    };
+    out.line(format!("  format: {}{how}", info.format))?;
+    out.line(format!(
+        "  virtual size: {} ({} bytes), on disk: {}",
+        text::size(info.virtual_size),
+        info.virtual_size,
+        text::size(info.actual_size)
+    ))?;
+    if let Some(cluster) = info.cluster_size {
+        out.line(format!("  cluster size: {cluster}"))?;
+    }
+    if let Some(backing) = &info.backing_filename {
+        out.line(format!("  backing file: {}", printable(backing.as_bytes())))?;
+    }
+    for (mark, text) in [
+        (info.dirty_flag, "was not closed properly"),
+        (info.live, "a running guest may be writing to it"),
+        (info.encrypted, "encrypted"),
+    ] {
+        if mark {
+            out.line(format!("  {text}"))?;
+        }
+    }
+    for warning in &info.warnings {
+        out.line(format!("  warning: {}", text::one_line(warning)))?;
+    }
+    if !info.snapshots.is_empty() {
+        out.line("  snapshots:")?;
+        let rows: Vec<Vec<String>> = info
+            .snapshots
+            .iter()
+            .map(|s| {
+                let secs = i64::try_from(s.date_sec).unwrap_or(i64::MAX);
+                vec![
+                    format!("    {}", printable(s.id.as_bytes())),
+                    printable(s.name.as_bytes()),
+                    text::size(s.vm_state_size),
+                    text::time(Timestamp { secs, nanos: 0 }),
+                ]
+            })
+            .collect();
+        out.table(&["    ID", "Name", "State", "Date"], &["State"], &rows)?;
     }
     Ok(())
 }

@@ -82,6 +82,7 @@ fn read_entry(file: &BlockDevice, at: u64, disk_size: u64) -> Result<(Snapshot, 
         date_sec: u64::from(u32_at(16)?),
         date_nsec: u32_at(20)?,
         vm_clock_nsec: be64(&fixed, 24).ok_or_else(cut_short)?,
+        icount: be64(extra, 16).filter(|&n| n != u64::MAX),
         vm_state_size: be64(extra, 0).map_or_else(|| u32_at(32).map(u64::from), Ok)?,
         // Version 2 images need not say: the size could not change between snapshots.
         virtual_size: be64(extra, 8).unwrap_or(disk_size),
