@@ -10,6 +10,7 @@
 pub mod ext;
 pub mod fuzz;
 pub mod guest;
+pub mod images;
 pub mod mount;
 pub mod netplan;
 pub mod qemu_io;
