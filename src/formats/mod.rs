@@ -45,5 +45,8 @@ pub mod vhdx;
 pub mod vmdk;
 pub mod windows_path;
 
-pub use api::{Image, ImageInfo, ImageWriter, OpenOptions, SnapshotInfo, open_device, open_path};
+pub use api::{
+    Image, ImageInfo, ImageWriter, OpenOptions, SnapshotInfo, open_device, open_device_among,
+    open_path,
+};
 pub use error::{FormatError, FormatErrorKind};
