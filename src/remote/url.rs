@@ -49,7 +49,10 @@ pub fn is_remote(name: &[u8]) -> bool {
     };
     let (scheme, rest) = name.split_at(colon);
     let known = ["nbd", "nbds", "nbd+unix", "nbds+unix", "http", "https"];
-    rest.starts_with(b"://") && known.iter().any(|k| scheme.eq_ignore_ascii_case(k.as_bytes()))
+    rest.starts_with(b"://")
+        && known
+            .iter()
+            .any(|k| scheme.eq_ignore_ascii_case(k.as_bytes()))
 }
 
 /// Takes a remote name apart. `None`: it is a name of something else.
@@ -60,12 +63,8 @@ pub fn parse(name: &[u8]) -> Result<Option<Url>> {
     if !is_remote(name) {
         return Ok(None);
     }
-    let wrong = |why: &str| {
-        RemoteError::new(
-            RemoteErrorKind::Address,
-            format!("{}: {why}", shown(name)),
-        )
-    };
+    let wrong =
+        |why: &str| RemoteError::new(RemoteErrorKind::Address, format!("{}: {why}", shown(name)));
     if name.len() > MAX_LEN {
         return Err(RemoteError::new(
             RemoteErrorKind::Address,
@@ -95,7 +94,12 @@ pub fn parse(name: &[u8]) -> Result<Option<Url>> {
         let (key, value) = part.split_once('=').unwrap_or((part, ""));
         match key {
             "socket" => socket = Some(decode(value).ok_or_else(|| wrong("a broken %XX"))?),
-            _ => return Err(wrong(&format!("'{}' is not known here", shown(key.as_bytes())))),
+            _ => {
+                return Err(wrong(&format!(
+                    "'{}' is not known here",
+                    shown(key.as_bytes())
+                )));
+            }
         }
     }
     let place = match (scheme.ends_with("+unix"), socket) {
@@ -104,7 +108,9 @@ pub fn parse(name: &[u8]) -> Result<Option<Url>> {
             NbdPlace::Unix(std::ffi::OsString::from_vec(path).into())
         }
         (true, _) => {
-            return Err(wrong("a local server is named like nbd+unix:///EXPORT?socket=/PATH"));
+            return Err(wrong(
+                "a local server is named like nbd+unix:///EXPORT?socket=/PATH",
+            ));
         }
         (false, Some(_)) => return Err(wrong("a socket belongs to nbd+unix:")),
         (false, None) => {
@@ -261,7 +267,14 @@ mod tests {
         ] {
             assert!(parse(bad.as_bytes()).is_err(), "{bad}");
         }
-        for other in ["disk.img", "nbd:unix:/x", "nbd", "/a://b", "ftp://x/y", "json:{}"] {
+        for other in [
+            "disk.img",
+            "nbd:unix:/x",
+            "nbd",
+            "/a://b",
+            "ftp://x/y",
+            "json:{}",
+        ] {
             assert_eq!(parse(other.as_bytes()).unwrap(), None, "{other}");
         }
     }

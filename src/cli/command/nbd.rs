@@ -148,11 +148,8 @@ fn open(args: &NbdArgs) -> Outcome<(Arc<dyn Image>, BlockDevice)> {
                 .position(|s| &s.id == wanted)
                 .or_else(|| snapshots.iter().position(|s| &s.name == wanted))
                 .ok_or_else(|| {
-                    Failure::new(format!(
-                        "{} has no snapshot {wanted:?}",
-                        shown(&args.image)
-                    ))
-                    .with_hint("`guestlens info` lists its snapshots")
+                    Failure::new(format!("{} has no snapshot {wanted:?}", shown(&args.image)))
+                        .with_hint("`guestlens info` lists its snapshots")
                 })?;
             image.open_snapshot(index)?
         }
@@ -217,7 +214,11 @@ fn serve(args: &NbdArgs, server: bool) -> Outcome {
 
     // All requests are done. What was written is made durable, whatever else went wrong, before
     // the socket goes away.
-    let closed = if args.rw { close(&image, &device) } else { Ok(()) };
+    let closed = if args.rw {
+        close(&image, &device)
+    } else {
+        Ok(())
+    };
     drop(pid_file);
     drop(serving);
     closed.context(|| shown(&args.image))?;

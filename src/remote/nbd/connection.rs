@@ -172,10 +172,7 @@ struct Shared<'a> {
 
 impl<'a> Shared<'a> {
     /// Receives requests; does them, or hands them over.
-    fn receive(
-        &self,
-        mut hand_over: impl FnMut(Job<'a>) -> Result<(), Job<'a>>,
-    ) -> io::Result<()> {
+    fn receive(&self, mut hand_over: impl FnMut(Job<'a>) -> Result<(), Job<'a>>) -> io::Result<()> {
         let mode = self.connection.agreed.mode;
         let header_len = wire::request_len(mode);
         let mut input = Input::new(self.connection.stream);
@@ -209,9 +206,9 @@ impl<'a> Shared<'a> {
 
             let durable = request.flags & command::FLAG_FUA != 0
                 && !self.connection.export.device().read_only();
-            let small = request.len <= SMALL || !matches!(request.command, command::READ | command::WRITE);
-            let alone = self.busy.load(Ordering::Relaxed) == 0
-                && input.waiting() <= payload_len;
+            let small =
+                request.len <= SMALL || !matches!(request.command, command::READ | command::WRITE);
+            let alone = self.busy.load(Ordering::Relaxed) == 0 && input.waiting() <= payload_len;
             let here = !self.pace.is_slow(request.command, durable) && (small || alone);
 
             if payload_len <= INPUT {
@@ -468,7 +465,10 @@ impl<'a> Shared<'a> {
         let contexts = &self.connection.agreed.contexts;
         let known = command::FLAG_FUA | command::FLAG_REQ_ONE;
         let wrong = if contexts.is_empty() {
-            Some((errno::EINVAL, "no metadata was asked for in the negotiation"))
+            Some((
+                errno::EINVAL,
+                "no metadata was asked for in the negotiation",
+            ))
         } else if request.flags & !known != 0 {
             Some((errno::EINVAL, "unknown flag"))
         } else if request.len == 0 {
@@ -485,17 +485,18 @@ impl<'a> Shared<'a> {
         } else {
             MAX_DESCRIPTORS
         };
-        let lists = match self
-            .connection
-            .export
-            .block_status(contexts, request.offset, request.len, most)
-        {
-            Ok(lists) => lists,
-            Err(e) => {
-                self.put_error(request, errno_of(&e), &e.to_string(), out);
-                return;
-            }
-        };
+        let lists =
+            match self
+                .connection
+                .export
+                .block_status(contexts, request.offset, request.len, most)
+            {
+                Ok(lists) => lists,
+                Err(e) => {
+                    self.put_error(request, errno_of(&e), &e.to_string(), out);
+                    return;
+                }
+            };
         let mode = self.mode();
         let count = contexts.len();
         for (n, (context, list)) in contexts.iter().zip(&lists).enumerate() {
@@ -580,9 +581,7 @@ impl<'a> Shared<'a> {
                 return Ok(());
             }
             match device.extent_at(at, left) {
-                Ok(extent)
-                    if extent.reads_zero() && request.flags & command::FLAG_NO_HOLE == 0 =>
-                {
+                Ok(extent) if extent.reads_zero() && request.flags & command::FLAG_NO_HOLE == 0 => {
                     at = at.saturating_add(extent.len);
                     left = left.saturating_sub(extent.len);
                 }

@@ -102,10 +102,8 @@ impl Export {
         if self.device.read_only() {
             flags |= flag::READ_ONLY;
         } else {
-            flags |= flag::SEND_FUA
-                | flag::SEND_TRIM
-                | flag::SEND_WRITE_ZEROES
-                | flag::SEND_FAST_ZERO;
+            flags |=
+                flag::SEND_FUA | flag::SEND_TRIM | flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO;
         }
         ExportInfo {
             len: self.device.len(),
@@ -209,7 +207,10 @@ mod tests {
         let export = Export::new(&device.into_read_only(), b"", "").unwrap();
         let flags = export.info(false).flags;
         assert_ne!(flags & flag::READ_ONLY, 0);
-        assert_eq!(flags & (flag::SEND_TRIM | flag::SEND_DF | flag::SEND_FUA), 0);
+        assert_eq!(
+            flags & (flag::SEND_TRIM | flag::SEND_DF | flag::SEND_FUA),
+            0
+        );
     }
 
     #[test]

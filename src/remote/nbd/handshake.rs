@@ -137,12 +137,12 @@ impl Talk<'_> {
                 self.agreed.mode = Mode::Extended;
                 self.answer(number, reply::ACK, &[])
             }
-            option::SET_META_CONTEXT | option::LIST_META_CONTEXT => {
-                self.meta_context(number, data)
-            }
-            option::LIST | option::STRUCTURED_REPLY | option::EXTENDED_HEADERS => {
-                self.answer(number, reply::ERR_INVALID, b"this cannot be asked for like that")
-            }
+            option::SET_META_CONTEXT | option::LIST_META_CONTEXT => self.meta_context(number, data),
+            option::LIST | option::STRUCTURED_REPLY | option::EXTENDED_HEADERS => self.answer(
+                number,
+                reply::ERR_INVALID,
+                b"this cannot be asked for like that",
+            ),
             option::STARTTLS => {
                 self.answer(number, reply::ERR_POLICY, b"this server speaks no TLS")
             }
@@ -178,7 +178,11 @@ impl Talk<'_> {
             return self.answer(number, reply::ERR_INVALID, b"malformed option");
         };
         if !self.export.answers_to(request.name) {
-            return self.answer(number, reply::ERR_UNKNOWN, b"there is no export of this name");
+            return self.answer(
+                number,
+                reply::ERR_UNKNOWN,
+                b"there is no export of this name",
+            );
         }
         let with_kind = |kind: u16, data: &[u8]| {
             let mut bytes = kind.to_be_bytes().to_vec();
@@ -226,7 +230,11 @@ impl Talk<'_> {
             );
         }
         if !self.export.answers_to(request.name) {
-            return self.answer(number, reply::ERR_UNKNOWN, b"there is no export of this name");
+            return self.answer(
+                number,
+                reply::ERR_UNKNOWN,
+                b"there is no export of this name",
+            );
         }
         let all = !set && request.queries.is_empty();
         let mut bytes = Vec::new();

@@ -633,7 +633,10 @@ mod tests {
         for cut in 0..data.len() {
             assert_eq!(MetaContextRequest::parse(&data[..cut]), None, "{cut}");
         }
-        assert_eq!(MetaContextRequest::parse(&[0, 0, 0, 0, 255, 255, 255, 255]), None);
+        assert_eq!(
+            MetaContextRequest::parse(&[0, 0, 0, 0, 255, 255, 255, 255]),
+            None
+        );
         assert_eq!(GoRequest::parse(&[255; 6]), None);
     }
 
@@ -643,10 +646,18 @@ mod tests {
             BlockSizes::parse(&BlockSizes::DEFAULT.encode()),
             Some(BlockSizes::DEFAULT)
         );
-        for (minimum, preferred, maximum) in
-            [(0, 4096, 4096), (3, 4096, 4096), (512, 256, 4096), (512, 4096, 513), (1 << 17, 1 << 17, 1 << 20)]
-        {
-            let sizes = BlockSizes { minimum, preferred, maximum };
+        for (minimum, preferred, maximum) in [
+            (0, 4096, 4096),
+            (3, 4096, 4096),
+            (512, 256, 4096),
+            (512, 4096, 513),
+            (1 << 17, 1 << 17, 1 << 20),
+        ] {
+            let sizes = BlockSizes {
+                minimum,
+                preferred,
+                maximum,
+            };
             assert_eq!(BlockSizes::parse(&sizes.encode()), None, "{sizes:?}");
         }
     }
@@ -661,7 +672,11 @@ mod tests {
             Some((9, vec![(4096, 3)]))
         );
         data.extend([0; 8]);
-        assert_eq!(parse_block_status(chunk::BLOCK_STATUS, &data), None, "length 0");
+        assert_eq!(
+            parse_block_status(chunk::BLOCK_STATUS, &data),
+            None,
+            "length 0"
+        );
         data.pop();
         assert_eq!(parse_block_status(chunk::BLOCK_STATUS, &data), None);
         let mut long = vec![0, 0, 0, 1, 0, 0, 0, 1];
