@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::detect::{self, Format};
 use super::error::{FormatError, FormatErrorKind, Result};
 use super::host_file::{HostFile, shown};
-use super::reference::{Chain, ReferencePolicy};
+use super::reference::{Chain, Link, ReferencePolicy};
 use crate::block::BlockDevice;
 use crate::block::cache::ClusterCache;
 use crate::block::lock::LockMode;
@@ -240,7 +240,9 @@ impl<'a> Context<'a> {
         if let Some(device) = self.provided.remove(name) {
             return Ok(device);
         }
-        let file = self.chain.follow(name, role, referrer, self.write)?;
+        let file = self
+            .chain
+            .follow(name, (Link::Part, role), referrer, self.write)?;
         warnings.extend(lock(&file, self.options, self.write)?);
         file.into_device(self.write)
     }
@@ -261,7 +263,7 @@ impl<'a> Context<'a> {
             Some(device) => open_in(already_open(device, name), Some(format), self),
             None => self
                 .chain
-                .follow(name, "backing file", referrer, false)
+                .follow(name, (Link::Backing, "backing file"), referrer, false)
                 // The recursion ends with the chain, whose length is bounded.
                 .and_then(|file| {
                     let place = shown(file.path());

@@ -8,6 +8,7 @@
 //! | [`reference`] | which files an image may make us open |
 //! | [`host_file`] | opening and locking files of the host |
 //! | [`info`] | what is known about an image, in the words of qemu-img |
+//! | [`read_ahead`] | recognises readers that go forward |
 //! | [`raw`] | raw images |
 //! | [`qcow2`] | qcow2 images |
 //! | [`vmdk`], [`vhd`], [`vhdx`], [`vdi`] | images of other virtual machines |
@@ -37,6 +38,7 @@ pub mod host_file;
 pub mod info;
 pub mod qcow2;
 pub mod raw;
+pub mod read_ahead;
 pub mod reference;
 pub mod slices;
 pub mod vdi;

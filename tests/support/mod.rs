@@ -7,6 +7,7 @@
     reason = "each test binary uses its own part"
 )]
 
+pub mod disk;
 pub mod ext;
 pub mod fuzz;
 pub mod guest;
