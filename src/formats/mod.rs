@@ -3,6 +3,7 @@
 //! | module | responsibility |
 //! |---|---|
 //! | [`api`] | [`api::Image`], opening by path |
+//! | [`check`] | checking and repairing an image file |
 //! | [`detect`] | the table of formats, and which one a file is of |
 //! | [`error`] | [`error::FormatError`] |
 //! | [`reference`] | which files an image may make us open |
@@ -31,6 +32,7 @@
 )]
 
 pub mod api;
+pub mod check;
 pub mod compressed;
 pub mod detect;
 pub mod error;

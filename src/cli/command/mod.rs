@@ -2,6 +2,7 @@
 
 pub mod capabilities;
 pub mod cat;
+pub mod check;
 pub mod cp;
 pub mod filesystems;
 pub mod find;
@@ -56,6 +57,8 @@ pub enum Command {
     Df(filesystems::FilesystemsArgs),
     /// Show where a disk or file holds data and where holes
     Map(map::MapArgs),
+    /// Check whether an image is consistent; repair it
+    Check(check::CheckArgs),
     /// Show what this build can do
     Capabilities(capabilities::CapabilitiesArgs),
     /// Write a part of the guest as a tar archive
@@ -85,6 +88,7 @@ pub fn run(command: Command, log: &LogArgs, out: &mut Output) -> Outcome {
         Command::Filesystems(args) => filesystems::list(&args, out),
         Command::Df(args) => filesystems::usage(&args, out),
         Command::Map(args) => map::run(&args, out),
+        Command::Check(args) => check::run(&args, out),
         Command::Capabilities(args) => capabilities::run(&args, out),
         Command::TarOut(args) => tar_out::run(&args, out),
         Command::Generate(args) => generate::run(&args, out),

@@ -2,6 +2,7 @@
 //!
 //! | module | responsibility |
 //! |---|---|
+//! | [`check`] | consistency check and repair |
 //! | [`header`] | header and extensions, validated |
 //! | [`layout`] | table geometry; what an L2 entry says |
 //! | [`data`] | reading and writing the bytes of plain clusters |
@@ -15,6 +16,7 @@
 //! tell where the image should end; bitmaps, VM state and unknown autoclear features are ignored. Nothing is sized by a
 //! number from the header.
 
+pub mod check;
 pub mod data;
 pub mod decompress;
 pub mod header;

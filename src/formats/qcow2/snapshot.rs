@@ -26,6 +26,21 @@ pub struct Snapshot {
     pub l1_offset: u64,
     /// Entries of its L1 table.
     pub l1_entries: u32,
+    /// Host offset of the entry itself.
+    pub entry_offset: u64,
+    /// Bytes of the entry, without what aligns the next one.
+    pub entry_len: u64,
+    /// Bytes of extra data in the entry.
+    pub extra_len: u64,
+}
+
+/// Bytes the table takes.
+pub fn table_len(header: &Header, snapshots: &[Snapshot]) -> u64 {
+    snapshots.last().map_or(0, |last| {
+        last.entry_offset
+            .saturating_add(last.entry_len)
+            .saturating_sub(header.snapshots_offset)
+    })
 }
 
 /// Reads the whole table.
@@ -39,7 +54,7 @@ pub fn read_table(file: &BlockDevice, header: &Header) -> Result<Vec<Snapshot>> 
     let mut names_left = MAX_NAMES_BYTES;
     let end = at.saturating_add(MAX_TABLE_BYTES);
     for number in 0..header.snapshot_count {
-        let (snapshot, len) = read_entry(file, at, header.size)
+        let snapshot = read_entry(file, at, header.size)
             .map_err(|e| e.within(format!("entry {number} of the snapshot table at {at}")))?;
         let names = snapshot
             .info
@@ -49,8 +64,8 @@ pub fn read_table(file: &BlockDevice, header: &Header) -> Result<Vec<Snapshot>> 
         names_left = names_left
             .checked_sub(names)
             .ok_or_else(|| damaged("the names of the snapshots take more than 8 MiB"))?;
+        at = at.saturating_add(snapshot.entry_len.next_multiple_of(8));
         snapshots.push(snapshot);
-        at = at.saturating_add(len);
         if at > end {
             return Err(damaged("the snapshot table is larger than 64 MiB"));
         }
@@ -62,7 +77,7 @@ fn damaged(what: &str) -> FormatError {
     FormatError::new(FormatErrorKind::Damaged, what)
 }
 
-fn read_entry(file: &BlockDevice, at: u64, disk_size: u64) -> Result<(Snapshot, u64)> {
+fn read_entry(file: &BlockDevice, at: u64, disk_size: u64) -> Result<Snapshot> {
     let cut_short = || damaged("the entry is cut short");
     let fixed = file.read_vec(at, 40)?;
     let u32_at = |offset| be32(&fixed, offset).ok_or_else(cut_short);
@@ -87,11 +102,12 @@ fn read_entry(file: &BlockDevice, at: u64, disk_size: u64) -> Result<(Snapshot, 
         // Version 2 images need not say: the size could not change between snapshots.
         virtual_size: be64(extra, 8).unwrap_or(disk_size),
     };
-    let snapshot = Snapshot {
+    Ok(Snapshot {
         info,
         l1_offset: be64(&fixed, 0).ok_or_else(cut_short)?,
         l1_entries: u32_at(8)?,
-    };
-    let len = to_u64(rest_len.saturating_add(40)).next_multiple_of(8);
-    Ok((snapshot, len))
+        entry_offset: at,
+        entry_len: to_u64(rest_len.saturating_add(40)),
+        extra_len: to_u64(extra_len),
+    })
 }
