@@ -25,20 +25,27 @@ pub struct Checked {
 }
 
 /// Checks the image in a file, in the format the user states or that is found. With `repair`, what
-/// it says is repaired, for which nobody else may have the image open.
+/// it says is repaired, for which nobody else may have the image open; `force` as in
+/// [`HostFile::lock`].
 ///
 /// # Errors
 /// [`FormatErrorKind::Unsupported`] for formats that have nothing to check or no checker,
 /// [`FormatErrorKind::Busy`], or what reading and writing report.
-pub fn check_path(path: &Path, format: Option<&str>, repair: Option<Repair>) -> Result<Checked> {
+pub fn check_path(
+    path: &Path,
+    format: Option<&str>,
+    repair: Option<Repair>,
+    force: bool,
+) -> Result<Checked> {
     let stated = format.map(Format::by_name).transpose()?;
     let write = repair.is_some();
     let file = HostFile::open(path, write)?;
-    let warnings = file.lock(if write {
+    let mode = if write {
         LockMode::Write
     } else {
         LockMode::Read
-    })?;
+    };
+    let warnings = file.lock(mode, force)?;
     let device = file.into_device(write)?;
     let checked = check_device(&device, stated, repair)
         .map_err(|e| e.within(format!("cannot check {}", shown(path))))?;

@@ -29,6 +29,10 @@ pub struct CheckArgs {
     #[arg(long, value_name = "WHAT", num_args = 0..=1, require_equals = true, default_missing_value = "all")]
     pub repair: Option<What>,
 
+    /// Repair also where nothing shows whether another program uses the image
+    #[arg(long, requires = "repair")]
+    pub force: bool,
+
     /// One JSON document with the field names of `qemu-img check --output=json`
     #[arg(long)]
     pub json: bool,
@@ -56,7 +60,7 @@ pub fn run(args: &CheckArgs, out: &mut Output) -> Outcome {
         What::Leaks => Repair::Leaks,
         What::All => Repair::All,
     });
-    let checked = check_path(&args.image, args.format.as_deref(), repair)?;
+    let checked = check_path(&args.image, args.format.as_deref(), repair, args.force)?;
     for warning in &checked.warnings {
         complain(warning);
     }

@@ -28,7 +28,7 @@ pub struct Snapshot {
     pub l1_entries: u32,
     /// Host offset of the entry itself.
     pub entry_offset: u64,
-    /// Bytes of the entry, without what aligns the next one.
+    /// Bytes of the entry in the table.
     pub entry_len: u64,
     /// Bytes of extra data in the entry.
     pub extra_len: u64,
@@ -64,7 +64,7 @@ pub fn read_table(file: &BlockDevice, header: &Header) -> Result<Vec<Snapshot>> 
         names_left = names_left
             .checked_sub(names)
             .ok_or_else(|| damaged("the names of the snapshots take more than 8 MiB"))?;
-        at = at.saturating_add(snapshot.entry_len.next_multiple_of(8));
+        at = at.saturating_add(snapshot.entry_len);
         snapshots.push(snapshot);
         if at > end {
             return Err(damaged("the snapshot table is larger than 64 MiB"));
@@ -107,7 +107,7 @@ fn read_entry(file: &BlockDevice, at: u64, disk_size: u64) -> Result<Snapshot> {
         l1_offset: be64(&fixed, 0).ok_or_else(cut_short)?,
         l1_entries: u32_at(8)?,
         entry_offset: at,
-        entry_len: to_u64(rest_len.saturating_add(40)),
+        entry_len: to_u64(rest_len.saturating_add(40)).next_multiple_of(8),
         extra_len: to_u64(extra_len),
     })
 }
