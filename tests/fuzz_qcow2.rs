@@ -232,6 +232,7 @@ impl Bench {
                 .as_ref()
                 .map(|_| Arc::clone(&self.backing)),
             data_file: header.data_file.as_ref().map(|_| self.data.clone()),
+            encryption: None,
         };
         let cache = Arc::clone(&self.cache);
         let Ok(image) = qcow2::open_device(device, &header, references, cache, info()) else {

@@ -106,7 +106,7 @@ fn headers_are_not_believed() {
         ("l1 entries", 36, &[0xff; 4], FormatErrorKind::Damaged),
         ("l1 offset", 40, &[0x7f; 8], FormatErrorKind::Damaged),
         ("cluster bits", 20, &[0, 0, 0, 70], FormatErrorKind::Damaged),
-        ("encryption", 32, &[0, 0, 0, 2], FormatErrorKind::NoKey),
+        ("encryption", 32, &[0, 0, 0, 2], FormatErrorKind::Damaged),
         (
             "features",
             72,

@@ -11,6 +11,7 @@ use clap::{ArgAction, Args, Parser};
 
 use super::command::Command;
 use super::failure::{Failure, Outcome};
+use super::keys::KeyArgs;
 use crate::formats::OpenOptions;
 use crate::formats::reference::ReferencePolicy;
 use crate::fs::FsOptions;
@@ -93,6 +94,10 @@ pub struct OpenArgs {
     /// See filesystems as they lie on disk, their journals not replayed
     #[arg(long)]
     pub no_replay: bool,
+
+    /// Where keys of encrypted images come from.
+    #[command(flatten)]
+    pub keys: KeyArgs,
 }
 
 impl OpenArgs {
@@ -135,12 +140,30 @@ impl OpenArgs {
             .collect()
     }
 
-    /// How the guest is opened.
-    pub fn guest_options(&self) -> GuestOptions {
-        GuestOptions {
+    /// How the guest is opened. A person at the terminal is asked for keys that are needed and
+    /// not given.
+    ///
+    /// # Errors
+    /// If a key cannot be read.
+    pub fn guest_options(&self) -> Outcome<GuestOptions> {
+        self.options(true)
+    }
+
+    /// The same where nobody needs to be asked for a key, because content is not what is looked
+    /// at, or not all.
+    ///
+    /// # Errors
+    /// If a key that is given cannot be read.
+    pub fn metadata_options(&self) -> Outcome<GuestOptions> {
+        self.options(false)
+    }
+
+    fn options(&self, may_ask: bool) -> Outcome<GuestOptions> {
+        Ok(GuestOptions {
             image: OpenOptions {
                 format: self.format.clone(),
                 live: self.live,
+                keys: self.keys.source(may_ask)?,
                 policy: ReferencePolicy {
                     allowed: self.allow_backing.clone(),
                     refuse_all: self.no_backing,
@@ -152,7 +175,7 @@ impl OpenArgs {
                 no_replay: self.no_replay,
             },
             sector_size: self.sector_size,
-        }
+        })
     }
 }
 

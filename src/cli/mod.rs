@@ -8,6 +8,7 @@
 //! | [`exit`] | exit statuses |
 //! | [`failure`] | what a verb fails with: an error chain, an exit status, a hint |
 //! | [`glob`] | shell patterns |
+//! | [`keys`] | where keys of encrypted images come from |
 //! | [`output`] | stdout: text, tables, JSON, raw bytes; a broken pipe is success |
 //! | [`pax`] | headers and records of tar archives |
 //! | [`progress`] | how far a long copy is |
@@ -27,6 +28,7 @@ pub mod entry;
 pub mod exit;
 pub mod failure;
 pub mod glob;
+pub mod keys;
 pub mod output;
 pub mod pax;
 pub mod progress;

@@ -7,6 +7,8 @@ use std::sync::{Arc, OnceLock};
 use super::args::{OpenArgs, ViewArgs};
 use super::complain;
 use super::failure::{Context as _, Failure, Outcome};
+use super::text::host_path;
+use crate::formats::Image;
 use crate::fs::FileType;
 use crate::guest::view::FollowFinal;
 use crate::guest::{Content, Guest, GuestOptions, GuestView, ImageArgument, Node};
@@ -29,7 +31,26 @@ impl Session {
     /// # Errors
     /// If an image cannot be opened, or has no such snapshot.
     pub fn open(open: &OpenArgs, images: &[ImageArgument]) -> Outcome<Self> {
-        let options = open.guest_options();
+        let session = Self::open_with(open, images, open.guest_options()?)?;
+        for disk in session.guest.disks() {
+            check_unlocked(&disk.image)?;
+        }
+        Ok(session)
+    }
+
+    /// The same for what is not about content: encrypted images are opened also without a key.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn open_metadata(open: &OpenArgs, images: &[ImageArgument]) -> Outcome<Self> {
+        Self::open_with(open, images, open.metadata_options()?)
+    }
+
+    fn open_with(
+        open: &OpenArgs,
+        images: &[ImageArgument],
+        options: GuestOptions,
+    ) -> Outcome<Self> {
         let mut guest = Guest::open(images, &options)?;
         if let Some(id) = &open.snapshot {
             guest = guest.open_snapshot(id, &options)?;
@@ -155,6 +176,22 @@ impl Session {
             complain(&format!("{}: {}", problem.subject, problem.message));
         }
     }
+}
+
+/// Whether all of a chain can be read.
+///
+/// # Errors
+/// [`crate::formats::FormatErrorKind::NoKey`], with what to do.
+pub fn check_unlocked(image: &Arc<dyn Image>) -> Outcome<()> {
+    let mut next = Some(image);
+    // Chains are bounded where they are opened.
+    while let Some(image) = next {
+        if let Some(error) = image.locked() {
+            return Err(Failure::from(error).within(host_path(&image.info().filename)));
+        }
+        next = image.backing();
+    }
+    Ok(())
 }
 
 /// Why a volume shows no files.

@@ -38,6 +38,30 @@ pub struct KeyRequest {
     pub attempt: u32,
 }
 
+/// Most keys tried for one thing: each costs what its keyslots say.
+pub const MAX_ATTEMPTS: u32 = 8;
+
+/// What came of trying keys.
+#[derive(Debug)]
+pub enum Tried<T> {
+    /// One was right.
+    Opened(T),
+    /// There was none to try.
+    NoKey,
+    /// All were wrong.
+    WrongKey,
+}
+
+impl<T> Tried<T> {
+    /// What was opened.
+    pub fn opened(self) -> Option<T> {
+        match self {
+            Self::Opened(opened) => Some(opened),
+            Self::NoKey | Self::WrongKey => None,
+        }
+    }
+}
+
 type Ask = dyn Fn(&KeyRequest) -> Option<Passphrase> + Send + Sync;
 
 /// Gives one key after the other for what is to be opened, `None` if there is no further one.
@@ -54,6 +78,36 @@ impl KeySource {
     /// One key for everything.
     pub fn one(key: Passphrase) -> Self {
         Self::new(move |request| (request.attempt == 0).then(|| key.clone()))
+    }
+
+    /// Asks for keys until one opens: `open` is tried with each and tells by `None` that it was
+    /// wrong.
+    ///
+    /// # Errors
+    /// What `open` reports.
+    pub fn try_each<T, E>(
+        &self,
+        what: &str,
+        scheme: &'static str,
+        mut open: impl FnMut(&[u8]) -> Result<Option<T>, E>,
+    ) -> Result<Tried<T>, E> {
+        for attempt in 0..MAX_ATTEMPTS {
+            let request = KeyRequest {
+                what: what.to_owned(),
+                scheme,
+                attempt,
+            };
+            let Some(key) = self.next(&request) else {
+                return Ok(match attempt {
+                    0 => Tried::NoKey,
+                    _ => Tried::WrongKey,
+                });
+            };
+            if let Some(opened) = open(key.as_bytes())? {
+                return Ok(Tried::Opened(opened));
+            }
+        }
+        Ok(Tried::WrongKey)
     }
 
     /// The next key to try.

@@ -9,7 +9,6 @@
 //! | [`reference`] | which files an image may make us open |
 //! | [`host_file`] | opening and locking files of the host |
 //! | [`info`] | what is known about an image, in the words of qemu-img |
-//! | [`read_ahead`] | recognises readers that go forward |
 //! | [`raw`] | raw images |
 //! | [`qcow2`] | qcow2 images |
 //! | [`vmdk`], [`vhd`], [`vhdx`], [`vdi`] | images of other virtual machines |
@@ -40,7 +39,6 @@ pub mod host_file;
 pub mod info;
 pub mod qcow2;
 pub mod raw;
-pub mod read_ahead;
 pub mod reference;
 pub mod slices;
 pub mod vdi;
@@ -49,8 +47,5 @@ pub mod vhdx;
 pub mod vmdk;
 pub mod windows_path;
 
-pub use api::{
-    Image, ImageInfo, ImageWriter, OpenOptions, SnapshotInfo, open_device, open_device_among,
-    open_path,
-};
+pub use api::{Image, ImageInfo, ImageWriter, OpenOptions, SnapshotInfo, open_device, open_path};
 pub use error::{FormatError, FormatErrorKind};

@@ -51,7 +51,7 @@ pub fn run(args: &InfoArgs, out: &mut Output) -> Outcome {
     if args.backing_chain || args.image_only {
         return images_only(args, &images, out);
     }
-    let session = Session::open(&args.open, &images)?;
+    let session = Session::open_metadata(&args.open, &images)?;
     if args.json {
         let disks: Vec<Value> = session.guest.disks().iter().map(disk_json).collect();
         let mut document = match session.guest.disks() {
@@ -74,7 +74,7 @@ pub fn run(args: &InfoArgs, out: &mut Output) -> Outcome {
 
 /// Looks at the images and not at what is on their disks.
 fn images_only(args: &InfoArgs, images: &[ImageArgument], out: &mut Output) -> Outcome {
-    let options = args.open.guest_options().image;
+    let options = args.open.metadata_options()?.image;
     let mut chains = Vec::new();
     for argument in images {
         let options = OpenOptions {

@@ -44,10 +44,13 @@ pub struct MapArgs {
 /// If the guest cannot be opened, or its tables cannot be read.
 pub fn run(args: &MapArgs, out: &mut Output) -> Outcome {
     let mut arguments = args.arguments.clone();
-    let session = Session::open_first(&args.open, &mut arguments)?;
+    let images = args.open.take_image(&mut arguments)?;
     let runs = match arguments.as_slice() {
-        [] => disk(args, &session)?,
-        [path] => file(args, &session, path.as_encoded_bytes())?,
+        [] => disk(args, &Session::open_metadata(&args.open, &images)?)?,
+        [path] => {
+            let session = Session::open(&args.open, &images)?;
+            file(args, &session, path.as_encoded_bytes())?
+        }
         _ => return Err(Failure::usage("one path at most")),
     };
     if args.json {

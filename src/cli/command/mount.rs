@@ -127,7 +127,6 @@ fn start_server(images: &[PathBuf], point: &Path) -> Outcome {
     let mut server = Command::new(program)
         .args(arguments)
         .env(SERVER, std::process::id().to_string())
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .context(|| "cannot start the server".into())?;
@@ -156,10 +155,6 @@ fn start_server(images: &[PathBuf], point: &Path) -> Outcome {
 }
 
 fn serve(args: &MountArgs, images: &[PathBuf], point: &Path, server: bool) -> Outcome {
-    if server {
-        // No terminal's Ctrl-C or hang-up from here on.
-        let _ = nix::unistd::setsid();
-    }
     // Before any thread starts, so that it holds for all of them.
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
@@ -169,6 +164,11 @@ fn serve(args: &MountArgs, images: &[PathBuf], point: &Path, server: bool) -> Ou
 
     let log = args.log_file.as_deref().map(open_log).transpose()?;
     let opened = Session::open(&args.open, &args.open.all_images(images)?)?;
+    if server {
+        // Whoever had to be asked for a passphrase was. No terminal's Ctrl-C or hang-up from here
+        // on.
+        let _ = nix::unistd::setsid();
+    }
     let guest = Arc::new(opened.guest);
     let tree = Tree::new(TreeOptions {
         symlinks: match args.symlinks {

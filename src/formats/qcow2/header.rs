@@ -22,6 +22,7 @@ const MAX_BACKING_NAME: usize = 1023;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXTENSION_FEATURE_NAMES: u32 = 0x6803_f857;
 const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
+const EXTENSION_ENCRYPTION: u32 = 0x0537_be77;
 
 const INCOMPATIBLE_DIRTY: u64 = 1 << 0;
 const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
@@ -34,6 +35,20 @@ const COMPATIBLE_LAZY_REFCOUNTS: u64 = 1 << 0;
 pub const AUTOCLEAR_BITMAPS: u64 = 1 << 0;
 /// Autoclear bit: the data file holds the plain disk.
 pub const AUTOCLEAR_DATA_FILE_RAW: u64 = 1 << 1;
+
+/// How the content is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EncryptionHeader {
+    /// The old method, without anything in the image.
+    Aes,
+    /// LUKS, whose header is in clusters of its own.
+    Luks {
+        /// Host offset of the LUKS header.
+        offset: u64,
+        /// Bytes of it, key material included.
+        len: u64,
+    },
+}
 
 /// A validated header.
 #[derive(Clone, Debug)]
@@ -72,6 +87,8 @@ pub struct Header {
     pub backing_format: Option<Vec<u8>>,
     /// Name of the external data file, if the image has one.
     pub data_file: Option<Vec<u8>>,
+    /// How the content is encrypted, if it is.
+    pub encryption: Option<EncryptionHeader>,
 }
 
 fn damaged(what: impl Into<String>) -> FormatError {
@@ -155,18 +172,6 @@ impl Header {
                 ),
             ));
         }
-        match u32_at(32)? {
-            0 => {}
-            method @ (1 | 2) => {
-                let scheme = if method == 1 { "AES" } else { "LUKS" };
-                return Err(FormatError::new(
-                    FormatErrorKind::NoKey,
-                    format!("the content of the image is encrypted ({scheme})"),
-                )
-                .with_hint("decrypting qcow2 is not supported; decrypt it with qemu-img convert"));
-            }
-            method => return Err(damaged(format!("unknown encryption method {method}"))),
-        }
         let extensions = extensions?;
         let data_file = match (
             incompatible & INCOMPATIBLE_DATA_FILE != 0,
@@ -175,6 +180,14 @@ impl Header {
             (false, _) => None,
             (true, Some(name)) => Some(name.to_vec()),
             (true, None) => return Err(damaged("the external data file has no name")),
+        };
+        let encryption = match (u32_at(32)?, extensions.encryption) {
+            (0, None) => None,
+            (1, None) => Some(EncryptionHeader::Aes),
+            (2, Some(pointer)) => Some(luks_pointer(pointer, cluster_len, file_len)?),
+            (2, None) => return Err(damaged("nothing says where the LUKS header is")),
+            (0 | 1, Some(_)) => return Err(damaged("a LUKS header, but no LUKS encryption")),
+            (method, _) => return Err(damaged(format!("unknown encryption method {method}"))),
         };
         let subclusters = incompatible & INCOMPATIBLE_EXTENDED_L2 != 0;
         if subclusters && cluster_bits < 14 {
@@ -231,6 +244,7 @@ impl Header {
             backing_name: backing_name(data, cluster_len)?,
             backing_format: extensions.backing_format.map(<[u8]>::to_vec),
             data_file,
+            encryption,
         };
         check_l1(
             &layout,
@@ -296,6 +310,23 @@ pub fn check_l1(layout: &Layout, size: u64, at: u64, entries: u32, file_len: u64
     Ok(())
 }
 
+/// The full disk encryption header pointer.
+fn luks_pointer(pointer: &[u8], cluster_len: usize, file_len: u64) -> Result<EncryptionHeader> {
+    let (Some(offset), Some(len), 16) = (be64(pointer, 0), be64(pointer, 8), pointer.len()) else {
+        return Err(damaged(
+            "the pointer to the LUKS header is not 16 bytes long",
+        ));
+    };
+    let aligned = offset.checked_rem(to_u64(cluster_len)) == Some(0);
+    let inside = offset.checked_add(len).is_some_and(|end| end <= file_len);
+    if offset == 0 || !aligned || !inside {
+        return Err(damaged(format!(
+            "a LUKS header of {len} bytes cannot be at {offset} of a file of {file_len} bytes"
+        )));
+    }
+    Ok(EncryptionHeader::Luks { offset, len })
+}
+
 fn backing_name(data: &[u8], cluster_len: usize) -> Result<Option<Vec<u8>>> {
     let (Some(at), Some(len)) = (be64(data, 8), be32(data, 16)) else {
         return Err(damaged("cut short"));
@@ -318,6 +349,7 @@ struct Extensions<'a> {
     backing_format: Option<&'a [u8]>,
     feature_names: &'a [u8],
     data_file: Option<&'a [u8]>,
+    encryption: Option<&'a [u8]>,
 }
 
 impl<'a> Extensions<'a> {
@@ -338,6 +370,7 @@ impl<'a> Extensions<'a> {
                 EXTENSION_BACKING_FORMAT => found.backing_format = Some(content),
                 EXTENSION_FEATURE_NAMES => found.feature_names = content,
                 EXTENSION_DATA_FILE => found.data_file = Some(content),
+                EXTENSION_ENCRYPTION => found.encryption = Some(content),
                 _ => {}
             }
             let Some(next) = len

@@ -6,6 +6,7 @@
 //! | [`header`] | header and extensions, validated |
 //! | [`layout`] | table geometry; what an L2 entry says |
 //! | [`data`] | reading and writing the bytes of plain clusters |
+//! | [`encryption`] | the cipher of an encrypted image |
 //! | [`view`] | one readable content: lookup, reading, read-ahead |
 //! | [`live`] | how long what was read of a running guest's tables counts |
 //! | [`decompress`] | compressed clusters and the worker threads |
@@ -19,6 +20,7 @@
 pub mod check;
 pub mod data;
 pub mod decompress;
+pub mod encryption;
 pub mod header;
 pub mod layout;
 pub mod live;
@@ -31,6 +33,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use self::data::DataFile;
+use self::encryption::Encryption;
 use self::header::Header;
 use self::layout::Compression;
 use self::live::{CacheIds, LiveTables};
@@ -38,6 +41,7 @@ use self::snapshot::Snapshot;
 use self::view::{Source, View};
 use super::api::{Context, Image, ImageInfo, backing_format};
 use super::error::{FormatError, FormatErrorKind, Result};
+use super::host_file::shown;
 use super::raw;
 use crate::block::BlockDevice;
 use crate::block::cache::ClusterCache;
@@ -50,6 +54,8 @@ pub struct References {
     pub backing: Option<Arc<dyn Image>>,
     /// The external data file.
     pub data_file: Option<BlockDevice>,
+    /// The cipher of an encrypted image.
+    pub encryption: Option<Encryption>,
 }
 
 /// Reads and validates the header of an image.
@@ -80,6 +86,11 @@ pub fn open(
         let data = context.open_part(name, "data file", &path, &mut info.warnings)?;
         references.data_file = Some(raw::padded(data));
     }
+    let options = context.options();
+    references.encryption = Encryption::open(&file, &header, &options.keys, &shown(&path))?;
+    if let (true, Some(encryption)) = (context.write(), &references.encryption) {
+        encryption.check_writable()?;
+    }
     if let Some(name) = &header.backing_name {
         let format = backing_format(name, header.backing_format.as_deref())?;
         let backing = context.open_backing(name, format, &path)?;
@@ -88,7 +99,7 @@ pub fn open(
             .extend(backing.info().warnings.iter().cloned());
         references.backing = Some(backing);
     }
-    let cache = Arc::clone(&context.options().cache);
+    let cache = Arc::clone(&options.cache);
     Ok(Arc::new(open_device(
         file, &header, references, cache, info,
     )?))
@@ -113,6 +124,9 @@ pub fn open_device(
     };
     if header.backing_name.is_some() && references.backing.is_none() {
         return Err(unopened("backing file"));
+    }
+    if header.encryption.is_some() != references.encryption.is_some() {
+        return Err(unopened("encryption"));
     }
     let snapshots = match snapshot::read_table(&file, header) {
         Ok(snapshots) => snapshots,
@@ -142,10 +156,15 @@ pub fn open_device(
             file.len()
         ));
     }
-    fill_info(&mut info, header, &snapshots);
+    fill_info(
+        &mut info,
+        header,
+        &snapshots,
+        references.encryption.as_ref(),
+    );
     let source = Arc::new(Source {
         file,
-        data: DataFile::new(data),
+        data: DataFile::new(data, references.encryption),
         layout: header.layout,
         backing: references.backing.as_ref().map(|b| b.device()),
         cache,
@@ -169,7 +188,13 @@ fn unopened(role: &str) -> FormatError {
     )
 }
 
-fn fill_info(info: &mut ImageInfo, header: &Header, snapshots: &[Snapshot]) {
+fn fill_info(
+    info: &mut ImageInfo,
+    header: &Header,
+    snapshots: &[Snapshot],
+    encryption: Option<&Encryption>,
+) {
+    info.encrypted = encryption.is_some();
     info.virtual_size = header.size;
     info.cluster_size = Some(header.layout.cluster_size());
     info.dirty_flag = header.dirty;
@@ -186,6 +211,9 @@ fn fill_info(info: &mut ImageInfo, header: &Header, snapshots: &[Snapshot]) {
         "compression-type": compression,
         "refcount-bits": refcount_bits,
     });
+    if let (Some(encryption), Some(more)) = (encryption, specific.as_object_mut()) {
+        more.insert("encrypt".into(), encryption.specific().clone());
+    }
     if let (3.., Some(more)) = (header.layout.version, specific.as_object_mut()) {
         more.insert("lazy-refcounts".into(), header.lazy_refcounts.into());
         more.insert("corrupt".into(), header.corrupt.into());
@@ -218,6 +246,14 @@ impl Image for Qcow2Image {
 
     fn backing(&self) -> Option<&Arc<dyn Image>> {
         self.backing.as_ref()
+    }
+
+    fn locked(&self) -> Option<FormatError> {
+        let encryption = self.source.data.encryption()?;
+        encryption
+            .cipher()
+            .is_none()
+            .then(|| encryption::no_key(encryption.scheme()))
     }
 
     fn open_snapshot(&self, index: usize) -> Result<BlockDevice> {

@@ -376,15 +376,17 @@ impl View {
     fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         let run = self.run_at(offset, len)?;
         let plain = Extent::data(run.len);
-        // Only a cluster of the image itself has an offset in the image.
+        // Only a cluster of the image itself has an offset in the image, and what is at the offset
+        // of an encrypted one is not its content.
+        let at = |host| (!self.source.data.scrambled()).then_some(host);
         Ok(match run.mapping {
             Mapping::Data { host } => Extent {
-                host_offset: Some(host),
+                host_offset: at(host),
                 ..plain
             },
             Mapping::Zero { host } => Extent {
                 kind: ExtentKind::Zero,
-                host_offset: host,
+                host_offset: host.and_then(at),
                 ..plain
             },
             Mapping::Compressed { .. } => Extent {
