@@ -1,9 +1,10 @@
-//! qcow2, versions 2 and 3, reading.
+//! qcow2, versions 2 and 3.
 //!
 //! | module | responsibility |
 //! |---|---|
 //! | [`check`] | consistency check and repair |
 //! | [`header`] | header and extensions, validated |
+//! | [`header_fields`] | changing the header |
 //! | [`layout`] | table geometry; what an L2 entry says |
 //! | [`data`] | reading and writing the bytes of plain clusters |
 //! | [`encryption`] | the cipher of an encrypted image |
@@ -12,21 +13,24 @@
 //! | [`decompress`] | compressed clusters and the worker threads |
 //! | [`snapshot`] | the snapshot table |
 //! | [`refcount`] | whether the file was cut short |
+//! | [`write`] | changing the image in place |
 //!
 //! Specification: QEMU, `docs/interop/qcow2.rst`. Refcounts are not needed to read and only
-//! tell where the image should end; bitmaps, VM state and unknown autoclear features are ignored. Nothing is sized by a
-//! number from the header.
+//! tell where the image should end; when reading, bitmaps, VM state and unknown autoclear features
+//! are ignored and nothing is sized by a number from the header.
 
 pub mod check;
 pub mod data;
 pub mod decompress;
 pub mod encryption;
 pub mod header;
+pub mod header_fields;
 pub mod layout;
 pub mod live;
 pub mod refcount;
 pub mod snapshot;
 pub mod view;
+pub mod write;
 
 use std::sync::Arc;
 
@@ -39,7 +43,8 @@ use self::layout::Compression;
 use self::live::{CacheIds, LiveTables};
 use self::snapshot::Snapshot;
 use self::view::{Source, View};
-use super::api::{Context, Image, ImageInfo, backing_format};
+use self::write::Writer;
+use super::api::{Context, Image, ImageInfo, ImageWriter, OpenOptions, backing_format};
 use super::error::{FormatError, FormatErrorKind, Result};
 use super::host_file::shown;
 use super::raw;
@@ -84,13 +89,15 @@ pub fn open(
     let mut references = References::default();
     if let Some(name) = &header.data_file {
         let data = context.open_part(name, "data file", &path, &mut info.warnings)?;
-        references.data_file = Some(raw::padded(data));
+        // To be written it has to be able to grow; what it lacks reads as zeroes anyway.
+        references.data_file = Some(if context.write() {
+            data
+        } else {
+            raw::padded(data)
+        });
     }
     let options = context.options();
     references.encryption = Encryption::open(&file, &header, &options.keys, &shown(&path))?;
-    if let (true, Some(encryption)) = (context.write(), &references.encryption) {
-        encryption.check_writable()?;
-    }
     if let Some(name) = &header.backing_name {
         let format = backing_format(name, header.backing_format.as_deref())?;
         let backing = context.open_backing(name, format, &path)?;
@@ -100,12 +107,34 @@ pub fn open(
         references.backing = Some(backing);
     }
     let cache = Arc::clone(&options.cache);
-    Ok(Arc::new(open_device(
-        file, &header, references, cache, info,
+    Ok(Arc::new(assemble(
+        file,
+        &header,
+        references,
+        cache,
+        info,
+        context.write(),
     )?))
 }
 
-/// Opens an image in `file`. Of `info` the name, actual size and lock state are kept.
+/// Opens an image in a device, with the files it refers to opened by the caller; for writing if
+/// `options` say so, and then the devices must be [growable](BlockDevice::growable). Of `info` the
+/// name, actual size and lock state are kept.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(
+    file: BlockDevice,
+    references: References,
+    options: &OpenOptions,
+    info: ImageInfo,
+) -> Result<Qcow2Image> {
+    let header = read_header(&file)?;
+    let cache = Arc::clone(&options.cache);
+    assemble(file, &header, references, cache, info, options.write)
+}
+
+/// Opens an image in `file` for reading. Of `info` the name, actual size and lock state are kept.
 ///
 /// # Errors
 /// [`FormatErrorKind::NotAllowed`] if the header names a file that `references` lacks, or what
@@ -115,8 +144,26 @@ pub fn open_device(
     header: &Header,
     references: References,
     cache: Arc<ClusterCache>,
-    mut info: ImageInfo,
+    info: ImageInfo,
 ) -> Result<Qcow2Image> {
+    assemble(file, header, references, cache, info, false)
+}
+
+fn assemble(
+    file: BlockDevice,
+    header: &Header,
+    references: References,
+    cache: Arc<ClusterCache>,
+    mut info: ImageInfo,
+    write: bool,
+) -> Result<Qcow2Image> {
+    if write {
+        write::prepare::check_writable(header)?;
+        if let Some(encryption) = &references.encryption {
+            encryption.check_writable()?;
+        }
+        info.warnings.extend(write::prepare::warnings(header));
+    }
     let data = match (&header.data_file, references.data_file) {
         (None, _) => file.clone(),
         (Some(_), Some(data)) => data,
@@ -171,10 +218,17 @@ pub fn open_device(
         ids: CacheIds::fresh(),
         live: info.live.then(|| LiveTables::new(header)),
     });
-    let view = View::new(Arc::clone(&source), header.l1_offset, header.size);
+    let (device, writer) = if write {
+        let writer = Arc::new(Writer::new(Arc::clone(&source), header.clone())?);
+        (writer.device(), Some(writer))
+    } else {
+        let view = View::new(Arc::clone(&source), header.l1_offset, header.size);
+        (BlockDevice::new(Arc::new(view)), None)
+    };
     Ok(Qcow2Image {
         info,
-        device: BlockDevice::new(Arc::new(view)),
+        device,
+        writer,
         source,
         backing: references.backing,
         snapshots,
@@ -230,6 +284,7 @@ fn fill_info(
 pub struct Qcow2Image {
     info: ImageInfo,
     device: BlockDevice,
+    writer: Option<Arc<Writer>>,
     source: Arc<Source>,
     backing: Option<Arc<dyn Image>>,
     snapshots: Vec<Snapshot>,
@@ -254,6 +309,10 @@ impl Image for Qcow2Image {
             .cipher()
             .is_none()
             .then(|| encryption::no_key(encryption.scheme()))
+    }
+
+    fn writer(&self) -> Option<&dyn ImageWriter> {
+        self.writer.as_deref().map(|w| w as &dyn ImageWriter)
     }
 
     fn open_snapshot(&self, index: usize) -> Result<BlockDevice> {

@@ -1,0 +1,295 @@
+//! qcow2 written in place: random operations on images QEMU made, compared with a model, and judged
+//! by `qemu-img check` and `qemu-img compare`.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use guestlens::formats::{Image, OpenOptions, open_path};
+use support::fuzz::Rng;
+use support::{run, shell, tool, workdir};
+
+/// One kind of image: how it is made (in its directory, as `disk.qcow2`, perhaps with `base.*` and
+/// `data.raw`), from a disk `old.raw` with content.
+struct Kind {
+    name: &'static str,
+    make: &'static str,
+    /// A snapshot of this name has the content of `old.raw`.
+    snapshot: bool,
+    /// `data.raw` shows the disk by itself.
+    raw_data: bool,
+}
+
+const fn kind(name: &'static str, make: &'static str) -> Kind {
+    Kind {
+        name,
+        make,
+        snapshot: false,
+        raw_data: false,
+    }
+}
+
+const CREATE: &str = "qemu-img create -q -f qcow2";
+
+const KINDS: &[Kind] = &[
+    kind("plain", "convert -o cluster_size=64k"),
+    kind("v2", "convert -o compat=0.10,cluster_size=4k"),
+    kind("512", "convert -o cluster_size=512"),
+    kind("512-rc64", "convert -o cluster_size=512,refcount_bits=64"),
+    kind("1k-rc1", "convert -o cluster_size=1k,refcount_bits=1"),
+    kind("4k-rc2", "convert -o cluster_size=4k,refcount_bits=2"),
+    kind("4k-rc4", "convert -o cluster_size=4k,refcount_bits=4"),
+    kind("4k-rc8", "convert -o cluster_size=4k,refcount_bits=8"),
+    kind("2m-rc32", "convert -o cluster_size=2M,refcount_bits=32"),
+    kind("lazy", "convert -o cluster_size=4k,lazy_refcounts=on"),
+    kind("compressed", "convert -c -o cluster_size=16k"),
+    kind(
+        "zstd",
+        "convert -c -o cluster_size=64k,compression_type=zstd",
+    ),
+    kind("v2-compressed", "convert -c -o compat=0.10,cluster_size=4k"),
+    kind("ext", "convert -o cluster_size=16k,extended_l2=on"),
+    kind(
+        "ext-compressed",
+        "convert -c -o cluster_size=32k,extended_l2=on",
+    ),
+    kind("backing", "backing -o cluster_size=4k"),
+    kind("backing-64k", "backing -o cluster_size=64k"),
+    kind("backing-v2", "backing -o compat=0.10,cluster_size=4k"),
+    kind("backing-ext", "backing -o cluster_size=64k,extended_l2=on"),
+    kind(
+        "metadata",
+        "create -o preallocation=metadata,cluster_size=4k",
+    ),
+    kind(
+        "metadata-ext",
+        "create -o preallocation=metadata,cluster_size=16k,extended_l2=on",
+    ),
+    kind("data", "create -o data_file=data.raw,cluster_size=4k"),
+    Kind {
+        raw_data: true,
+        ..kind(
+            "data-raw",
+            "create -o data_file=data.raw,data_file_raw=on,cluster_size=4k",
+        )
+    },
+    Kind {
+        snapshot: true,
+        ..kind("snapshot", "convert -o cluster_size=4k")
+    },
+    Kind {
+        snapshot: true,
+        ..kind("snapshot-512", "convert -o cluster_size=512")
+    },
+    Kind {
+        snapshot: true,
+        ..kind("snapshot-ext", "convert -o cluster_size=16k,extended_l2=on")
+    },
+    Kind {
+        snapshot: true,
+        ..kind("snapshot-compressed", "convert -c -o cluster_size=16k")
+    },
+    Kind {
+        snapshot: true,
+        ..kind(
+            "snapshot-v2-rc",
+            "convert -c -o compat=0.10,cluster_size=4k",
+        )
+    },
+];
+
+/// Not a multiple of any cluster size.
+const SIZE: usize = (3 << 20) + 512 * 7;
+
+/// A disk with data, holes and zeroes.
+fn old_content(rng: &mut Rng) -> Vec<u8> {
+    let mut disk = vec![0; SIZE];
+    for _ in 0..40 {
+        let at = rng.below(SIZE as u64) as usize;
+        let len = (rng.below(100_000) as usize).min(SIZE - at);
+        let byte = rng.below(256) as u8;
+        for (n, b) in disk[at..at + len].iter_mut().enumerate() {
+            *b = byte.wrapping_add((n / 512) as u8);
+        }
+    }
+    disk
+}
+
+fn build(kind: &Kind, dir: &Path, old: &[u8]) -> Vec<u8> {
+    std::fs::write(dir.join("old.raw"), old).unwrap();
+    let (how, options) = kind.make.split_once(' ').unwrap();
+    let content = match how {
+        "convert" => {
+            shell(
+                dir,
+                &format!("qemu-img convert -f raw -O qcow2 {options} old.raw disk.qcow2"),
+            );
+            old.to_vec()
+        }
+        "backing" => {
+            // Shorter than the disk, which reads as zeroes behind it.
+            let shown = SIZE - 300_000 / 512 * 512;
+            std::fs::write(dir.join("base.raw"), &old[..shown]).unwrap();
+            shell(
+                dir,
+                &format!("{CREATE} {options} -b base.raw -F raw disk.qcow2 {SIZE}"),
+            );
+            let mut content = old[..shown].to_vec();
+            content.resize(SIZE, 0);
+            content
+        }
+        _ => {
+            shell(dir, &format!("{CREATE} {options} disk.qcow2 {SIZE}"));
+            vec![0; SIZE]
+        }
+    };
+    if kind.snapshot {
+        shell(dir, "qemu-img snapshot -c before disk.qcow2");
+    }
+    content
+}
+
+fn open(path: &Path) -> Arc<dyn Image> {
+    let options = OpenOptions {
+        format: Some("qcow2".into()),
+        write: true,
+        ..OpenOptions::default()
+    };
+    open_path(path, &options).unwrap()
+}
+
+/// Offsets and lengths as they come: mostly aligned to something, sometimes not at all.
+fn range(rng: &mut Rng) -> (usize, usize) {
+    let unit = [1, 512, 4096, 65536][rng.below(4) as usize];
+    let at = (rng.below(SIZE as u64) as usize) / unit * unit;
+    let most = [600, 5000, 70_000, 400_000][rng.below(4) as usize];
+    let len = (1 + rng.below(most) as usize).next_multiple_of(unit);
+    (at, len.min(SIZE - at))
+}
+
+fn check(kind: &Kind, dir: &Path, model: &[u8]) {
+    std::fs::write(dir.join("model.raw"), model).unwrap();
+    let name = kind.name;
+    let output = tool("qemu-img")
+        .current_dir(dir)
+        .args(["check", "disk.qcow2"])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{name}: qemu-img check: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    run(tool("qemu-img").current_dir(dir).args([
+        "compare",
+        "-f",
+        "raw",
+        "-F",
+        "qcow2",
+        "model.raw",
+        "disk.qcow2",
+    ]));
+    if kind.raw_data {
+        run(tool("qemu-img").current_dir(dir).args([
+            "compare",
+            "-f",
+            "raw",
+            "-F",
+            "raw",
+            "model.raw",
+            "data.raw",
+        ]));
+    }
+    if kind.snapshot {
+        shell(
+            dir,
+            "qemu-img convert -l before -O raw disk.qcow2 before.raw; cmp before.raw old.raw; rm before.raw",
+        );
+    }
+}
+
+fn random_operations(kind: &Kind, dir: &Path, seed: u64) {
+    let mut rng = Rng::new(seed);
+    let old = old_content(&mut rng);
+    let mut model = build(kind, dir, &old);
+    let path: PathBuf = dir.join("disk.qcow2");
+    for _ in 0..3 {
+        let image = open(&path);
+        let device = image.device();
+        for step in 0..60 {
+            let (at, len) = range(&mut rng);
+            let what = rng.below(10);
+            match what {
+                0..5 => {
+                    let byte = rng.below(255) as u8 + 1;
+                    let buf: Vec<u8> = (0..len).map(|n| byte ^ (n / 97) as u8).collect();
+                    device.write_all_at(at as u64, &buf).unwrap();
+                    model[at..at + len].copy_from_slice(&buf);
+                }
+                5..7 => {
+                    device
+                        .write_zeroes(at as u64, len as u64, what == 5)
+                        .unwrap();
+                    model[at..at + len].fill(0);
+                }
+                7 => {
+                    device.discard(at as u64, len as u64).unwrap();
+                    // What it reads as now is up to the image, but it stays so.
+                    device
+                        .read_exact_at(at as u64, &mut model[at..at + len])
+                        .unwrap();
+                }
+                8 => device.flush().unwrap(),
+                _ => {
+                    let found = device.read_vec(at as u64, len).unwrap();
+                    assert!(
+                        found == model[at..at + len],
+                        "{}: seed {seed} step {step}: {len} bytes at {at} differ",
+                        kind.name
+                    );
+                }
+            }
+        }
+        let found = device.read_vec(0, SIZE).unwrap();
+        if found != model {
+            let at = found.iter().zip(&model).position(|(a, b)| a != b).unwrap();
+            panic!("{}: seed {seed}: byte {at} differs", kind.name);
+        }
+        if kind.snapshot {
+            let before = image.open_snapshot(0).unwrap();
+            assert!(before.read_vec(0, SIZE).unwrap() == old, "{}", kind.name);
+        }
+        image.writer().unwrap().close().unwrap();
+        drop((device, image));
+        check(kind, dir, &model);
+    }
+}
+
+fn all_of(part: usize) {
+    for (n, kind) in KINDS.iter().enumerate().filter(|(n, _)| n % 4 == part) {
+        let dir = workdir();
+        random_operations(kind, dir.path(), 7 + n as u64);
+    }
+}
+
+#[test]
+fn random_operations_1() {
+    all_of(0);
+}
+
+#[test]
+fn random_operations_2() {
+    all_of(1);
+}
+
+#[test]
+fn random_operations_3() {
+    all_of(2);
+}
+
+#[test]
+fn random_operations_4() {
+    all_of(3);
+}
