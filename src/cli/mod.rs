@@ -9,10 +9,13 @@
 //! | [`failure`] | what a verb fails with: an error chain, an exit status, a hint |
 //! | [`glob`] | shell patterns |
 //! | [`keys`] | where keys of encrypted images come from |
+//! | [`new_file`] | files that are there complete or not at all |
+//! | [`new_image`] | how a new image is to be |
 //! | [`output`] | stdout: text, tables, JSON, raw bytes; a broken pipe is success |
 //! | [`pax`] | headers and records of tar archives |
 //! | [`progress`] | how far a long copy is |
 //! | [`session`] | opens the guest and chooses the tree a verb looks at |
+//! | [`size`] | sizes as people type them |
 //! | [`text`] | how modes, times, sizes and guest names are written |
 //! | [`walk`] | everything below a directory of the guest |
 //! | [`command`] | one file per verb |
@@ -29,10 +32,13 @@ pub mod exit;
 pub mod failure;
 pub mod glob;
 pub mod keys;
+pub mod new_file;
+pub mod new_image;
 pub mod output;
 pub mod pax;
 pub mod progress;
 pub mod session;
+pub mod size;
 pub mod text;
 pub mod walk;
 

@@ -9,9 +9,12 @@
 //! | [`reference`] | which files an image may make us open |
 //! | [`host_file`] | opening and locking files of the host |
 //! | [`info`] | what is known about an image, in the words of qemu-img |
-//! | [`raw`] | raw images |
+//! | [`raw`], [`raw_build`] | raw images; making them |
 //! | [`qcow2`] | qcow2 images |
 //! | [`vmdk`], [`vhd`], [`vhdx`], [`vdi`] | images of other virtual machines |
+//! | [`build`], [`convert`] | making new images, and copying a disk into one |
+//! | [`compare`] | whether two disks show the same |
+//! | [`compressor`] | compressing clusters |
 //! | [`compressed`] | raw disks inside gzip, xz and zstd streams |
 //! | [`slices`] | tables of image files, through the cluster cache |
 //! | [`windows_path`] | parents named by a path of Windows |
@@ -31,14 +34,19 @@
 )]
 
 pub mod api;
+pub mod build;
 pub mod check;
+pub mod compare;
 pub mod compressed;
+pub mod compressor;
+pub mod convert;
 pub mod detect;
 pub mod error;
 pub mod host_file;
 pub mod info;
 pub mod qcow2;
 pub mod raw;
+pub mod raw_build;
 pub mod reference;
 pub mod slices;
 pub mod vdi;

@@ -3,7 +3,10 @@
 pub mod capabilities;
 pub mod cat;
 pub mod check;
+pub mod compare;
+pub mod convert;
 pub mod cp;
+pub mod create;
 pub mod filesystems;
 pub mod find;
 pub mod generate;
@@ -56,6 +59,12 @@ pub enum Command {
     Map(map::MapArgs),
     /// Check whether an image is consistent; repair it
     Check(check::CheckArgs),
+    /// Make a new, empty image
+    Create(create::CreateArgs),
+    /// Copy the content of an image into a new image
+    Convert(convert::ConvertArgs),
+    /// Tell whether two images show the same disk
+    Compare(compare::CompareArgs),
     /// Show what this build can do
     Capabilities(capabilities::CapabilitiesArgs),
     /// Write a part of the guest as a tar archive
@@ -85,6 +94,9 @@ pub fn run(command: Command, log: &LogArgs, out: &mut Output) -> Outcome {
         Command::Df(args) => filesystems::usage(&args, out),
         Command::Map(args) => map::run(&args, out),
         Command::Check(args) => check::run(&args, out),
+        Command::Create(args) => create::run(&args, out),
+        Command::Convert(args) => convert::run(&args, log, out),
+        Command::Compare(args) => compare::run(&args, log, out),
         Command::Capabilities(args) => capabilities::run(&args, out),
         Command::TarOut(args) => tar_out::run(&args, out),
         Command::Generate(args) => generate::run(&args, out),

@@ -3,6 +3,7 @@
 //! | module | responsibility |
 //! |---|---|
 //! | [`check`] | consistency check and repair |
+//! | [`build`] | making new images |
 //! | [`header`] | header and extensions, validated |
 //! | [`header_fields`] | changing the header |
 //! | [`layout`] | table geometry; what an L2 entry says |
@@ -19,6 +20,7 @@
 //! tell where the image should end; when reading, bitmaps, VM state and unknown autoclear features
 //! are ignored and nothing is sized by a number from the header.
 
+pub mod build;
 pub mod check;
 pub mod data;
 pub mod decompress;
