@@ -16,6 +16,7 @@
 //! | [`compare`] | whether two disks show the same |
 //! | [`compressor`] | compressing clusters |
 //! | [`compressed`] | raw disks inside gzip, xz and zstd streams |
+//! | [`mapped`] | what VHD and VHDX have in common |
 //! | [`slices`] | tables of image files, through the cluster cache |
 //! | [`windows_path`] | parents named by a path of Windows |
 
@@ -44,6 +45,7 @@ pub mod detect;
 pub mod error;
 pub mod host_file;
 pub mod info;
+pub mod mapped;
 pub mod qcow2;
 pub mod raw;
 pub mod raw_build;

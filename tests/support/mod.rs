@@ -15,6 +15,7 @@ pub mod netplan;
 pub mod qemu_io;
 pub mod storage_daemon;
 pub mod vhd;
+pub mod vhdx;
 pub mod walk;
 
 use std::fs::OpenOptions;

@@ -26,6 +26,7 @@ use self::view::{UNALLOCATED, View};
 use super::api::{Context, Image, ImageInfo};
 use super::detect::Format;
 use super::error::{FormatError, FormatErrorKind, Result};
+use super::mapped::Mapped;
 use super::slices::Slices;
 use super::windows_path;
 use crate::block::cache::ClusterCache;
@@ -246,14 +247,14 @@ pub fn open_device(
         }),
         Some(header) => {
             let block_size = header.block_size.into();
-            Arc::new(View {
+            Arc::new(Mapped(View {
                 slices: Slices::new(file, cache, info.live),
                 table_offset: header.table_offset,
                 block_size,
                 bitmap_size: View::bitmap_size(block_size),
                 len: footer.size,
                 parent: parent.as_ref().map(|p| p.device()),
-            })
+            }))
         }
     };
     Arc::new(VhdImage {

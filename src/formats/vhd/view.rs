@@ -5,13 +5,12 @@
 //! image a clear bit means the sector is the parent's. In a dynamic one the bitmap says nothing
 //! that matters and is not looked at, as in QEMU.
 
-use crate::block::{BlockBackend, BlockDevice, BlockError, Extent, Geometry, Result};
+use crate::block::{BlockDevice, Result};
+use crate::formats::mapped::{Mapping, Place, Run};
 use crate::formats::slices::Slices;
 use crate::ondisk::bytes::be32;
 use crate::ondisk::units::{to_u64, to_usize};
 
-/// Pieces joined to one run at most; a bound on the work of one lookup.
-const MAX_PIECES: usize = 4096;
 /// A table entry of a block that is not there.
 pub const UNALLOCATED: u32 = u32::MAX;
 
@@ -31,49 +30,30 @@ pub struct View {
     pub parent: Option<BlockDevice>,
 }
 
-#[derive(Clone, Copy)]
-enum Place {
-    /// At a host offset.
-    Here(u64),
-    /// In the parent, or nowhere.
-    Below,
-}
-
-#[derive(Clone, Copy)]
-struct Run {
-    len: u64,
-    place: Place,
-}
-
 impl View {
     /// Bytes of the bitmap in front of a block of `block_size` bytes.
     pub fn bitmap_size(block_size: u64) -> u64 {
         block_size.div_euclid(512 * 8).max(1).next_multiple_of(512)
     }
+}
 
-    fn run_at(&self, at: u64, max: u64) -> Result<Run> {
-        let mut run = self.piece_at(at)?;
-        for _ in 0..MAX_PIECES {
-            if run.len >= max {
-                break;
-            }
-            let next = match self.piece_at(at.saturating_add(run.len)) {
-                Ok(next) => next,
-                // An error belongs to the read that starts there.
-                Err(_) => break,
-            };
-            let continues = match (run.place, next.place) {
-                (Place::Below, Place::Below) => true,
-                (Place::Here(a), Place::Here(b)) => a.checked_add(run.len) == Some(b),
-                _ => false,
-            };
-            if !continues {
-                break;
-            }
-            run.len = run.len.saturating_add(next.len);
-        }
-        run.len = run.len.min(max);
-        Ok(run)
+impl Mapping for View {
+    const NAME: &'static str = "VHD";
+
+    fn disk_len(&self) -> u64 {
+        self.len
+    }
+
+    fn sector_size(&self) -> u32 {
+        512
+    }
+
+    fn file(&self) -> BlockDevice {
+        self.slices.file()
+    }
+
+    fn parent(&self) -> Option<&BlockDevice> {
+        self.parent.as_ref()
     }
 
     /// A run within one block.
@@ -137,95 +117,5 @@ impl View {
                 Place::Below
             },
         })
-    }
-
-    fn read_here(&self, host: u64, buf: &mut [u8]) -> Result<()> {
-        let read = self.slices.file().read_some_at(host, buf)?;
-        if read < buf.len() {
-            return Err(BlockError::damaged(format!(
-                "a block with bytes at {host}+{} is outside the file",
-                buf.len()
-            )));
-        }
-        Ok(())
-    }
-
-    fn read_below(&self, at: u64, buf: &mut [u8]) -> Result<()> {
-        let read = match &self.parent {
-            Some(parent) => parent.read_some_at(at, buf)?,
-            None => 0,
-        };
-        buf.get_mut(read..).unwrap_or_default().fill(0);
-        Ok(())
-    }
-}
-
-impl BlockBackend for View {
-    fn geometry(&self) -> Geometry {
-        Geometry {
-            len: self.len,
-            block_size: 512,
-            read_only: true,
-        }
-    }
-
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let mut at = offset;
-        let mut rest = buf;
-        while !rest.is_empty() {
-            let run = self
-                .run_at(at, to_u64(rest.len()))
-                .map_err(|e| e.within(format!("VHD mapping of guest offset {at}")))?;
-            let len = to_usize(run.len).unwrap_or(usize::MAX).min(rest.len());
-            let Some((piece, tail)) = rest.split_at_mut_checked(len) else {
-                return Err(BlockError::damaged("a run longer than the request"));
-            };
-            match run.place {
-                Place::Here(host) => self.read_here(host, piece)?,
-                Place::Below => self.read_below(at, piece)?,
-            }
-            at = at.saturating_add(run.len);
-            rest = tail;
-        }
-        Ok(())
-    }
-
-    fn extent_at(&self, offset: u64, len: u64) -> Result<Extent> {
-        let run = self.run_at(offset, len)?;
-        match (run.place, &self.parent) {
-            (Place::Here(host), _) => Ok(Extent {
-                host_offset: Some(host),
-                ..Extent::data(run.len)
-            }),
-            (Place::Below, Some(parent)) => extent_below(parent, offset, run.len),
-            (Place::Below, None) => Ok(Extent::hole(run.len)),
-        }
-    }
-
-    fn prefetch(&self, offset: u64, len: u64) {
-        if let Ok(run) = self.run_at(offset, len) {
-            match (run.place, &self.parent) {
-                (Place::Here(host), _) => self.slices.file().prefetch(host, run.len),
-                (Place::Below, Some(parent)) => parent.prefetch(offset, run.len),
-                (Place::Below, None) => {}
-            }
-        }
-    }
-}
-
-/// The extent of a parent, seen from its child; a hole where the parent is shorter.
-///
-/// # Errors
-/// What the parent reports.
-pub fn extent_below(parent: &BlockDevice, offset: u64, len: u64) -> Result<Extent> {
-    match parent.len().checked_sub(offset) {
-        Some(inside @ 1..) => {
-            let below = parent.extent_at(offset, len.min(inside))?;
-            Ok(Extent {
-                depth: below.depth.saturating_add(1),
-                ..below
-            })
-        }
-        _ => Ok(Extent::hole(len)),
     }
 }
