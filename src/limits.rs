@@ -9,6 +9,10 @@
 /// in attacks and in runaway snapshot scripts, and each link costs a file descriptor.
 pub const MAX_CHAIN_DEPTH: usize = 64;
 
+/// Most files one image may consist of, its whole chain included. A VMDK split into extents of
+/// 2 GiB has 512 of them for 1 TiB; each costs a file descriptor.
+pub const MAX_CHAIN_FILES: usize = 900;
+
 /// Largest virtual disk size accepted from an image header: 2^63 - 1 bytes, what a signed file
 /// offset can address. Nothing is ever sized by it.
 pub const MAX_DEVICE_BYTES: u64 = i64::MAX as u64;

@@ -1,12 +1,15 @@
 //! What an image format implements, and opening an image by path.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::detect::{self, Format};
 use super::error::{FormatError, FormatErrorKind, Result};
 use super::host_file::{HostFile, shown};
-use super::reference::{Chain, ReferencePolicy};
+use super::reference::{Chain, Link, ReferencePolicy};
 use crate::block::BlockDevice;
 use crate::block::cache::ClusterCache;
 use crate::block::lock::LockMode;
@@ -212,6 +215,8 @@ pub struct Context<'a> {
     chain: Chain<'a>,
     /// Whether the file being opened is written to. False for every file below the first.
     write: bool,
+    /// Files that are open already, by the name images have for them; each serves once.
+    provided: BTreeMap<Vec<u8>, BlockDevice>,
 }
 
 impl<'a> Context<'a> {
@@ -238,7 +243,12 @@ impl<'a> Context<'a> {
         referrer: &Path,
         warnings: &mut Vec<String>,
     ) -> Result<BlockDevice> {
-        let file = self.chain.follow(name, role, referrer, self.write)?;
+        if let Some(device) = self.provided.remove(name) {
+            return Ok(device);
+        }
+        let file = self
+            .chain
+            .follow(name, (Link::Part, role), referrer, self.write)?;
         warnings.extend(lock(&file, self.options, self.write)?);
         file.into_device(self.write)
     }
@@ -253,12 +263,20 @@ impl<'a> Context<'a> {
         format: Format,
         referrer: &Path,
     ) -> Result<Arc<dyn Image>> {
-        let file = self.chain.follow(name, "backing file", referrer, false)?;
-        let place = shown(file.path());
+        let provided = self.provided.remove(name);
         let write = std::mem::replace(&mut self.write, false);
-        // The recursion ends with the chain, whose length is bounded.
-        let opened = open_file(file, Some(format), self)
-            .map_err(|e| e.within(format!("backing file {place}")));
+        let opened = match provided {
+            Some(device) => open_in(already_open(device, name), Some(format), self),
+            None => self
+                .chain
+                .follow(name, (Link::Backing, "backing file"), referrer, false)
+                // The recursion ends with the chain, whose length is bounded.
+                .and_then(|file| {
+                    let place = shown(file.path());
+                    open_file(file, Some(format), self)
+                        .map_err(|e| e.within(format!("backing file {place}")))
+                }),
+        };
         self.write = write;
         opened
     }
@@ -290,6 +308,7 @@ pub fn open_path(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Image>> {
         options,
         chain: Chain::new(&options.policy, &file),
         write: options.write,
+        provided: BTreeMap::new(),
     };
     open_file(file, stated, &mut context)
         .map_err(|e| e.within(format!("cannot open {}", shown(path))))
@@ -306,20 +325,39 @@ pub fn open_device(
     name: &Path,
     options: &OpenOptions,
 ) -> Result<Arc<dyn Image>> {
+    open_device_among(device, name, BTreeMap::new(), options)
+}
+
+/// The same for an image that refers to others: `provided` has them by the names the image has for
+/// them. Each is used once, so that a chain cannot bite its tail; all other references are refused.
+///
+/// # Errors
+/// As [`open_path`].
+pub fn open_device_among(
+    device: BlockDevice,
+    name: &Path,
+    provided: BTreeMap<Vec<u8>, BlockDevice>,
+    options: &OpenOptions,
+) -> Result<Arc<dyn Image>> {
     let stated = options.format.as_deref().map(Format::by_name).transpose()?;
     let mut context = Context {
         options,
         chain: Chain::nowhere(),
         write: options.write,
+        provided,
     };
-    let file = OpenFile {
-        actual_size: device.len(),
-        device,
-        path: name.to_owned(),
-        warnings: Vec::new(),
-    };
+    let file = already_open(device, name.as_os_str().as_bytes());
     open_in(file, stated, &mut context)
         .map_err(|e| e.within(format!("cannot open {}", shown(name))))
+}
+
+fn already_open(device: BlockDevice, name: &[u8]) -> OpenFile {
+    OpenFile {
+        actual_size: device.len(),
+        device,
+        path: PathBuf::from(OsStr::from_bytes(name)),
+        warnings: Vec::new(),
+    }
 }
 
 /// A file of a chain, open and locked.

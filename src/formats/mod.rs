@@ -10,6 +10,7 @@
 //! | [`host_file`] | opening and locking files of the host |
 //! | [`info`] | what is known about an image, in the words of qemu-img |
 //! | [`raw`], [`raw_build`] | raw images; making them |
+//! | [`read_ahead`] | recognises readers that go forward |
 //! | [`qcow2`] | qcow2 images |
 //! | [`vmdk`], [`vhd`], [`vhdx`], [`vdi`] | images of other virtual machines |
 //! | [`build`], [`convert`] | making new images, and copying a disk into one |
@@ -49,6 +50,7 @@ pub mod mapped;
 pub mod qcow2;
 pub mod raw;
 pub mod raw_build;
+pub mod read_ahead;
 pub mod reference;
 pub mod slices;
 pub mod vdi;
@@ -57,5 +59,8 @@ pub mod vhdx;
 pub mod vmdk;
 pub mod windows_path;
 
-pub use api::{Image, ImageInfo, ImageWriter, OpenOptions, SnapshotInfo, open_device, open_path};
+pub use api::{
+    Image, ImageInfo, ImageWriter, OpenOptions, SnapshotInfo, open_device, open_device_among,
+    open_path,
+};
 pub use error::{FormatError, FormatErrorKind};

@@ -36,6 +36,17 @@ pub struct Chain<'a> {
     /// Directory of the image the user named.
     top: PathBuf,
     files: Vec<FileId>,
+    /// Of those, the ones that are images of their own: the user's and those below it.
+    images: usize,
+}
+
+/// What a file is to the image that names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// The image below; one step down the chain.
+    Backing,
+    /// Holds bytes of the image itself.
+    Part,
 }
 
 impl<'a> Chain<'a> {
@@ -45,6 +56,7 @@ impl<'a> Chain<'a> {
             policy,
             top: directory_of(image.path()),
             files: vec![image.id()],
+            images: 1,
         }
     }
 
@@ -58,6 +70,7 @@ impl<'a> Chain<'a> {
             policy: &NONE,
             top: PathBuf::new(),
             files: Vec::new(),
+            images: 1,
         }
     }
 
@@ -70,7 +83,7 @@ impl<'a> Chain<'a> {
     pub fn follow(
         &mut self,
         name: &[u8],
-        role: &str,
+        (link, role): (Link, &str),
         referrer: &Path,
         write: bool,
     ) -> Result<HostFile> {
@@ -80,7 +93,16 @@ impl<'a> Chain<'a> {
                 "{context}: following references is switched off"
             )));
         }
-        if self.files.len() > limits::MAX_CHAIN_DEPTH {
+        if self.files.len() >= limits::MAX_CHAIN_FILES {
+            return Err(FormatError::new(
+                FormatErrorKind::Unsupported,
+                format!(
+                    "{context}: the image consists of more than {} files",
+                    limits::MAX_CHAIN_FILES
+                ),
+            ));
+        }
+        if link == Link::Backing && self.images > limits::MAX_CHAIN_DEPTH {
             return Err(FormatError::new(
                 FormatErrorKind::Damaged,
                 format!("{context}: the chain is longer than {} files", limits::MAX_CHAIN_DEPTH),
@@ -97,6 +119,9 @@ impl<'a> Chain<'a> {
             .with_hint("correct the reference with qemu-img rebase -u; --allow-backing DIR does not help here"));
         }
         self.files.push(file.id());
+        if link == Link::Backing {
+            self.images = self.images.saturating_add(1);
+        }
         Ok(file)
     }
 

@@ -7,9 +7,11 @@
     reason = "each test binary uses its own part"
 )]
 
+pub mod disk;
 pub mod ext;
 pub mod fuzz;
 pub mod guest;
+pub mod images;
 pub mod mount;
 pub mod netplan;
 pub mod qemu_io;

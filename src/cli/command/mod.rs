@@ -16,6 +16,7 @@ pub mod ls;
 pub mod map;
 pub mod mount;
 mod mount_contents;
+pub mod nbd;
 pub mod network;
 pub mod stat;
 pub mod tar_out;
@@ -49,6 +50,8 @@ pub enum Command {
     Info(info::InfoArgs),
     /// Show who the guest is: distribution, version, host name, …
     Inspect(inspect::InspectArgs),
+    /// Offer an image to NBD clients
+    Nbd(nbd::NbdArgs),
     /// Show the guest's network configuration
     Network(network::NetworkArgs),
     /// List volumes and what they hold
@@ -89,6 +92,7 @@ pub fn run(command: Command, log: &LogArgs, out: &mut Output) -> Outcome {
         Command::Find(args) => find::run(&args, out),
         Command::Info(args) => info::run(&args, out),
         Command::Inspect(args) => inspect::run(&args, out),
+        Command::Nbd(args) => nbd::run(&args),
         Command::Network(args) => network::run(&args, out),
         Command::Filesystems(args) => filesystems::list(&args, out),
         Command::Df(args) => filesystems::usage(&args, out),
