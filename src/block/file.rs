@@ -3,13 +3,16 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
+use parking_lot::Mutex;
 
 use super::backend::{BlockBackend, Geometry};
 use super::error::{BlockError, BlockErrorKind, Result};
 use super::extent::Extent;
+use crate::ondisk::units::to_u64;
 
 /// An open host file. The file's cursor is used to look for holes only; I/O is positioned.
 pub struct FileBackend {
@@ -18,6 +21,10 @@ pub struct FileBackend {
     block_size: u32,
     read_only: bool,
     regular: bool,
+    /// The length of a file that is written to, which is locked, so that nobody else changes it.
+    written_len: AtomicU64,
+    /// Held while the file gets longer or shorter.
+    resizing: Mutex<()>,
 }
 
 impl FileBackend {
@@ -30,8 +37,11 @@ impl FileBackend {
         let metadata = file
             .metadata()
             .map_err(|e| BlockError::io("cannot examine the file", e))?;
+        let len = measure(&file)?;
         Ok(Self {
-            len: measure(&file)?,
+            len,
+            written_len: AtomicU64::new(len),
+            resizing: Mutex::new(()),
             file,
             block_size: 512,
             read_only,
@@ -56,12 +66,21 @@ impl FileBackend {
         let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let end = offset.saturating_add(len);
         // Neither may leave the file shorter than a write would.
-        if self.regular && end > measure(&self.file).unwrap_or(0) && self.file.set_len(end).is_err()
-        {
+        if self.regular && end > self.current_len() && self.lengthen(end).is_err() {
             return false;
         }
         (may_unmap && self.fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE | keep, offset, len))
             || self.fallocate(FallocateFlags::FALLOC_FL_ZERO_RANGE | keep, offset, len)
+    }
+
+    /// Makes the file at least `len` bytes long.
+    fn lengthen(&self, len: u64) -> std::io::Result<()> {
+        let _held = self.resizing.lock();
+        if len > self.written_len.load(Ordering::Acquire) {
+            self.file.set_len(len)?;
+            self.written_len.store(len, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Where the next data (or hole) starts at or after `offset`; `None` past the last one.
@@ -105,7 +124,10 @@ impl BlockBackend for FileBackend {
     }
 
     fn current_len(&self) -> u64 {
-        measure(&self.file).unwrap_or(self.len)
+        if self.read_only {
+            return measure(&self.file).unwrap_or(self.len);
+        }
+        self.written_len.load(Ordering::Acquire)
     }
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
@@ -166,12 +188,19 @@ impl BlockBackend for FileBackend {
     }
 
     fn write_all_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        let end = offset.saturating_add(to_u64(buf.len()));
+        let longer = end > self.written_len.load(Ordering::Acquire);
+        // A write and `lengthen` must not undo each other.
+        let _held = longer.then(|| self.resizing.lock());
         self.file.write_all_at(buf, offset).map_err(|e| {
             BlockError::io(
                 format!("cannot write {} bytes at {offset} of the file", buf.len()),
                 e,
             )
-        })
+        })?;
+        // Only now can it be read that far.
+        self.written_len.fetch_max(end, Ordering::AcqRel);
+        Ok(())
     }
 
     fn write_zeroes(&self, mut offset: u64, mut len: u64, may_unmap: bool) -> Result<()> {
@@ -182,7 +211,7 @@ impl BlockBackend for FileBackend {
         while len > 0 {
             let piece = usize::try_from(len).unwrap_or(usize::MAX).min(ZEROES.len());
             self.write_all_at(offset, ZEROES.get(..piece).unwrap_or(&ZEROES))?;
-            let piece = crate::ondisk::units::to_u64(piece);
+            let piece = to_u64(piece);
             offset = offset.saturating_add(piece);
             len = len.saturating_sub(piece);
         }
@@ -205,9 +234,13 @@ impl BlockBackend for FileBackend {
                 "a block device cannot be made longer or shorter",
             ));
         }
+        let _held = self.resizing.lock();
+        self.written_len.fetch_min(len, Ordering::AcqRel);
         self.file
             .set_len(len)
-            .map_err(|e| BlockError::io(format!("cannot make the file {len} bytes long"), e))
+            .map_err(|e| BlockError::io(format!("cannot make the file {len} bytes long"), e))?;
+        self.written_len.store(len, Ordering::Release);
+        Ok(())
     }
 
     fn flush(&self) -> Result<()> {

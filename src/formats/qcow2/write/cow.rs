@@ -14,6 +14,8 @@
 //!
 //! Content is copied by granules: clusters, or subclusters where the image has them.
 
+use std::ops::Range;
+
 use super::overlap::Use;
 use super::state::{COPIED, ClusterState};
 use super::{Alloc, Writer};
@@ -171,6 +173,11 @@ impl Writer {
         let (_, high) = self.needed(&last, last_from, last_to, new);
         let mut before = self.around(&first, start, low, within)?;
         let mut after = self.around(&last, start.saturating_add(last_start), last_to, high)?;
+        if new {
+            for state in &states {
+                self.check_counted(alloc, state)?;
+            }
+        }
         // 2.
         self.own_l2(alloc, at)?;
         // 3.
@@ -246,21 +253,32 @@ impl Writer {
         Ok(len)
     }
 
+    /// The host clusters an old state uses.
+    fn used(&self, old: &ClusterState) -> Range<u64> {
+        if self.layout().external_data {
+            return 0..0;
+        }
+        let (first, last) = match (old.compressed, old.host) {
+            // The first sector counts from its beginning.
+            (Some((host, len)), _) => (host, host.saturating_add(len.saturating_sub(1))),
+            (None, Some(host)) => (host, host),
+            (None, None) => return 0..0,
+        };
+        self.cluster(first)..self.cluster(last).saturating_add(1)
+    }
+
+    /// Checks that what is going to lose its use has one.
+    pub(super) fn check_counted(&self, alloc: &mut Alloc, old: &ClusterState) -> Result<()> {
+        alloc
+            .check_counted(self.used(old))
+            .map_err(|e| self.fatal(e))
+    }
+
     /// The clusters of an old state lose a use.
     pub(super) fn unhook(&self, alloc: &mut Alloc, old: &ClusterState, punch: bool) {
-        if self.layout().external_data {
-            return;
-        }
-        if let Some((host, len)) = old.compressed {
-            // The first sector counts from its beginning.
-            let last = host.saturating_add(len.saturating_sub(1));
-            alloc.unhook(
-                self.cluster(host)..self.cluster(last).saturating_add(1),
-                false,
-            );
-        } else if let Some(host) = old.host {
-            let cluster = self.cluster(host);
-            alloc.unhook(cluster..cluster.saturating_add(1), punch);
+        let clusters = self.used(old);
+        if !clusters.is_empty() {
+            alloc.unhook(clusters, punch && old.compressed.is_none());
         }
     }
 
@@ -418,6 +436,10 @@ impl Writer {
         let content = if old == 0 {
             vec![0; len]
         } else {
+            let cluster = self.cluster(old);
+            alloc
+                .check_counted(cluster..cluster.saturating_add(1))
+                .map_err(|e| self.fatal(e))?;
             // Shared tables are never changed in memory.
             self.file().read_vec(old, len)?
         };

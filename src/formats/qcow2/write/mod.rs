@@ -102,6 +102,20 @@ impl Alloc {
             .ok_or_else(|| BlockError::damaged("the image was not prepared for writing"))
     }
 
+    /// Checks that clusters that are in use are counted: others would be given to somebody else
+    /// while the file still refers to them.
+    fn check_counted(&mut self, clusters: std::ops::Range<u64>) -> Result<()> {
+        let refcounts = &mut self.space()?.refcounts;
+        for cluster in clusters {
+            if refcounts.get(cluster)? == 0 {
+                return Err(BlockError::damaged(format!(
+                    "cluster {cluster} is in use although its refcount is 0"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Notes that clusters lost a use.
     fn unhook(&mut self, clusters: std::ops::Range<u64>, punch: bool) {
         if let Some(last) = self.unhooked.last_mut()

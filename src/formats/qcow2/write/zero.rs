@@ -217,6 +217,11 @@ impl Writer {
             guest = guest.saturating_add(cluster_size);
         }
         if changed {
+            for (old, new) in old.iter().zip(&new) {
+                if old.host != new.host || old.compressed != new.compressed {
+                    self.check_counted(&mut alloc, old)?;
+                }
+            }
             self.own_l2(&mut alloc, at)?;
             self.change_runs(at, &old, &new)?;
             for (old, new) in old.iter().zip(&new) {
