@@ -16,6 +16,7 @@ use crate::formats::OpenOptions;
 use crate::formats::reference::ReferencePolicy;
 use crate::fs::FsOptions;
 use crate::guest::{GuestOptions, ImageArgument};
+use crate::remote::{RemoteOptions, TlsOptions};
 
 const AFTER_HELP: &str = "\
 Exit status: 0 done; 1 failed; 2 wrong usage; 3 done in part; 4 problems found.
@@ -98,6 +99,35 @@ pub struct OpenArgs {
     /// Where keys of encrypted images come from.
     #[command(flatten)]
     pub keys: KeyArgs,
+
+    /// How images that are not on this host are reached.
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+}
+
+/// How images that are not on this host are reached.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Images on other hosts (nbd:, nbd+unix:, nbds:, http:, https:)")]
+pub struct RemoteArgs {
+    /// Trust these authorities (PEM) instead of the public ones
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+
+    /// Show servers that ask this certificate; its key is in the same file (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub tls_identity: Option<PathBuf>,
+}
+
+impl RemoteArgs {
+    /// The same for the layer below.
+    pub fn options(&self) -> RemoteOptions {
+        RemoteOptions {
+            tls: TlsOptions {
+                authorities: self.tls_ca.clone(),
+                identity: self.tls_identity.clone(),
+            },
+        }
+    }
 }
 
 impl OpenArgs {
@@ -168,6 +198,7 @@ impl OpenArgs {
                     allowed: self.allow_backing.clone(),
                     refuse_all: self.no_backing,
                 },
+                remote: self.remote.options(),
                 ..OpenOptions::default()
             },
             fs: FsOptions {

@@ -16,6 +16,8 @@ use crate::block::lock::LockMode;
 use crate::crypto::KeySource;
 use crate::limits;
 use crate::ondisk::text::printable;
+use crate::remote::url::Url;
+use crate::remote::{self, RemoteOptions};
 
 /// How an image is to be opened.
 #[derive(Clone)]
@@ -36,6 +38,8 @@ pub struct OpenOptions {
     pub policy: ReferencePolicy,
     /// Decoded clusters, shared by all images of the process.
     pub cache: Arc<ClusterCache>,
+    /// How images that are not on this host are reached.
+    pub remote: RemoteOptions,
 }
 
 impl Default for OpenOptions {
@@ -48,6 +52,7 @@ impl Default for OpenOptions {
             keys: KeySource::default(),
             policy: ReferencePolicy::default(),
             cache: Arc::new(ClusterCache::new(limits::CLUSTER_CACHE_BYTES)),
+            remote: RemoteOptions::default(),
         }
     }
 }
@@ -291,7 +296,9 @@ fn lock(file: &HostFile, options: &OpenOptions, write: bool) -> Result<Vec<Strin
     file.lock(mode, options.force)
 }
 
-/// Opens an image by its path on the host, with the files it refers to as far as policy allows.
+/// Opens an image by the name a user gave, with the files it refers to as far as policy allows: a
+/// path on the host, or, if there is no such file, a remote name (`nbd://…`, `https://…`; see
+/// [`remote::url`]). Never to be called with a name that was found in an image.
 ///
 /// # Errors
 /// See [`FormatErrorKind`].
@@ -303,6 +310,12 @@ pub fn open_path(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Image>> {
             "an image that a guest is using cannot be written to",
         ));
     }
+    if let Some(url) = remote_name(path)? {
+        let device = remote::open(&url, options.write, &options.remote, &options.cache)
+            .map_err(|e| FormatError::from(e).within(format!("cannot open {}", shown(path))))?;
+        // Under its name without the secrets that may be in it.
+        return open_device(device, Path::new(&shown(path)), options);
+    }
     let file = HostFile::open(path, options.write)?;
     let mut context = Context {
         options,
@@ -312,6 +325,16 @@ pub fn open_path(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Image>> {
     };
     open_file(file, stated, &mut context)
         .map_err(|e| e.within(format!("cannot open {}", shown(path))))
+}
+
+/// What a name means that is no file of this host.
+fn remote_name(path: &Path) -> Result<Option<Url>> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let name = path.as_os_str().as_bytes();
+    if !remote::url::is_remote(name) || path.symlink_metadata().is_ok() {
+        return Ok(None);
+    }
+    Ok(remote::url::parse(name)?)
 }
 
 /// Opens an image in a device that is already there (an export of a server, an object of a web

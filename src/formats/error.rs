@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 
 use crate::block::{BlockError, BlockErrorKind};
+use crate::remote::{RemoteError, RemoteErrorKind};
 
 /// Result of the formats layer.
 pub type Result<T, E = FormatError> = std::result::Result<T, E>;
@@ -97,6 +98,24 @@ impl fmt::Display for FormatError {
 impl Error for FormatError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.source.as_ref().map(|s| &**s as &(dyn Error + 'static))
+    }
+}
+
+impl From<RemoteError> for FormatError {
+    fn from(error: RemoteError) -> Self {
+        let kind = match error.kind() {
+            RemoteErrorKind::Io | RemoteErrorKind::Protocol | RemoteErrorKind::Address => {
+                FormatErrorKind::Io
+            }
+            RemoteErrorKind::Unsupported => FormatErrorKind::Unsupported,
+            RemoteErrorKind::Refused => FormatErrorKind::NotAllowed,
+        };
+        Self {
+            kind,
+            context: error.to_string(),
+            hint: error.hint().map(str::to_owned),
+            source: error.into_source(),
+        }
     }
 }
 

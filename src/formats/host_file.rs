@@ -193,7 +193,12 @@ fn busy(path: &str, conflict: &Conflict, mode: LockMode) -> FormatError {
 /// A path as it is shown to people.
 pub fn shown(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt;
-    printable(path.as_os_str().as_bytes())
+    let name = path.as_os_str().as_bytes();
+    if crate::remote::url::is_remote(name) {
+        // Without the secrets such a name may have in it.
+        return crate::remote::url::shown(name);
+    }
+    printable(name)
 }
 
 fn not_opened(path: &Path, write: bool, error: std::io::Error) -> FormatError {

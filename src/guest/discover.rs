@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::block::BlockDevice;
+use crate::formats::host_file;
 use crate::formats::{Image, OpenOptions, SnapshotInfo, open_path};
 use crate::fs::{self, FileSystem, FsOptions};
 use crate::ondisk::text::printable;
@@ -108,7 +109,7 @@ impl Guest {
             };
             let image =
                 open_path(&argument.path, &options).map_err(|source| GuestError::Image {
-                    path: printable(argument.path.as_os_str().as_bytes()),
+                    path: host_file::shown(&argument.path),
                     source,
                 })?;
             let device = image.device();

@@ -75,6 +75,11 @@ impl RemoteError {
         }
     }
 
+    /// What the layer below reported, for a caller that takes over this error's own text.
+    pub fn into_source(self) -> Option<Box<dyn Error + Send + Sync>> {
+        self.source
+    }
+
     /// The kind to match on.
     pub fn kind(&self) -> RemoteErrorKind {
         self.kind

@@ -10,6 +10,7 @@ use crate::cli::output::Output;
 use crate::formats::detect::FORMATS;
 use crate::fs::api::drivers;
 use crate::network::codec;
+use crate::remote;
 use crate::volumes::TableKind;
 
 /// Arguments of `capabilities`.
@@ -30,7 +31,7 @@ pub fn run(args: &CapabilitiesArgs, out: &mut Output) -> Outcome {
         .filter(|c| !c.is_hide_set())
         .map(|c| c.get_name().to_owned())
         .collect();
-    let lists: [(&str, Vec<String>); 5] = [
+    let lists: [(&str, Vec<String>); 6] = [
         (
             "formats",
             FORMATS.iter().map(|(name, _)| (*name).to_owned()).collect(),
@@ -46,6 +47,10 @@ pub fn run(args: &CapabilitiesArgs, out: &mut Output) -> Outcome {
         (
             "network",
             codec::NAMES.iter().map(|name| (*name).to_owned()).collect(),
+        ),
+        (
+            "remote",
+            remote::SCHEMES.iter().map(|s| (*s).to_owned()).collect(),
         ),
         ("verbs", verbs),
     ];

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::cli::args::LogArgs;
+use crate::cli::args::RemoteArgs;
 use crate::cli::complain;
 use crate::cli::exit::Exit;
 use crate::cli::failure::{Context as _, Outcome};
@@ -58,6 +59,10 @@ pub struct CompareArgs {
     /// Where keys of encrypted images come from.
     #[command(flatten)]
     pub keys: KeyArgs,
+
+    /// How images that are not on this host are reached.
+    #[command(flatten)]
+    pub remote: RemoteArgs,
 }
 
 /// Compares.
@@ -113,6 +118,7 @@ fn open(args: &CompareArgs, path: &Path, format: Option<&String>) -> Outcome<Arc
         format: format.cloned(),
         live: args.live,
         keys: args.keys.source(true)?,
+        remote: args.remote.options(),
         policy: ReferencePolicy {
             allowed: args.allow_backing.clone(),
             refuse_all: false,

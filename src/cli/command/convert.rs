@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::block::BlockDevice;
 use crate::cli::args::LogArgs;
+use crate::cli::args::RemoteArgs;
 use crate::cli::complain;
 use crate::cli::exit::Exit;
 use crate::cli::failure::{Context as _, Failure, Outcome};
@@ -112,6 +113,10 @@ pub struct SourceArgs {
     /// Where keys of encrypted images come from.
     #[command(flatten)]
     pub keys: KeyArgs,
+
+    /// How images that are not on this host are reached.
+    #[command(flatten)]
+    pub remote: RemoteArgs,
 }
 
 impl SourceArgs {
@@ -132,6 +137,7 @@ impl SourceArgs {
             format: self.format.clone(),
             live: self.live,
             keys: self.keys.source(true)?,
+            remote: self.remote.options(),
             policy: self.policy(),
             ..OpenOptions::default()
         };

@@ -23,6 +23,7 @@ use crate::cli::args::OpenArgs;
 use crate::cli::complain;
 use crate::cli::exit::Exit;
 use crate::cli::failure::{Context as _, Failure, Outcome};
+use crate::cli::session::check_unlocked;
 use crate::formats::{Image, open_path};
 use crate::fuse::mounts::shown;
 use crate::fuse::session::let_go_of_terminal;
@@ -105,7 +106,6 @@ fn start_server() -> Outcome {
     let mut server = Command::new(program)
         .args(std::env::args_os().skip(1))
         .env(SERVER, std::process::id().to_string())
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .context(|| "cannot start the server".into())?;
@@ -136,6 +136,7 @@ fn open(args: &NbdArgs) -> Outcome<(Arc<dyn Image>, BlockDevice)> {
     let mut options = args.open.guest_options()?.image;
     options.write = args.rw;
     let image = open_path(&args.image, &options)?;
+    check_unlocked(&image)?;
     for warning in &image.info().warnings {
         complain(&format!("{}: {warning}", shown(&args.image)));
     }
@@ -163,10 +164,6 @@ fn open(args: &NbdArgs) -> Outcome<(Arc<dyn Image>, BlockDevice)> {
 }
 
 fn serve(args: &NbdArgs, server: bool) -> Outcome {
-    if server {
-        // No terminal's Ctrl-C or hang-up from here on.
-        let _ = nix::unistd::setsid();
-    }
     // Before any thread starts, so that it holds for all of them.
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
@@ -184,6 +181,10 @@ fn serve(args: &NbdArgs, server: bool) -> Outcome {
         })?;
 
     let (image, device) = open(args)?;
+    if server {
+        // No terminal's Ctrl-C or hang-up from here on; until now a passphrase could be typed.
+        let _ = nix::unistd::setsid();
+    }
     let name = args.name.as_encoded_bytes();
     let export = Export::new(&device, name, &description(&image))?;
     let mut listeners = Vec::new();
