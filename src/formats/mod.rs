@@ -18,6 +18,7 @@
 //! | [`compressor`] | compressing clusters |
 //! | [`compressed`] | raw disks inside gzip, xz and zstd streams |
 //! | [`mapped`] | what VHD and VHDX have in common |
+//! | [`verify`] | whether a file is safe to be taken as an image |
 //! | [`slices`] | tables of image files, through the cluster cache |
 //! | [`windows_path`] | parents named by a path of Windows |
 
@@ -54,6 +55,7 @@ pub mod read_ahead;
 pub mod reference;
 pub mod slices;
 pub mod vdi;
+pub mod verify;
 pub mod vhd;
 pub mod vhdx;
 pub mod vmdk;

@@ -21,6 +21,7 @@ pub mod network;
 pub mod stat;
 pub mod tar_out;
 pub mod umount;
+pub mod verify;
 
 use clap::Subcommand;
 
@@ -68,6 +69,8 @@ pub enum Command {
     Convert(convert::ConvertArgs),
     /// Tell whether two images show the same disk
     Compare(compare::CompareArgs),
+    /// Tell whether a file from anywhere is safe to be taken as a disk image
+    Verify(verify::VerifyArgs),
     /// Show what this build can do
     Capabilities(capabilities::CapabilitiesArgs),
     /// Write a part of the guest as a tar archive
@@ -101,6 +104,7 @@ pub fn run(command: Command, log: &LogArgs, out: &mut Output) -> Outcome {
         Command::Create(args) => create::run(&args, out),
         Command::Convert(args) => convert::run(&args, log, out),
         Command::Compare(args) => compare::run(&args, log, out),
+        Command::Verify(args) => verify::run(&args, out),
         Command::Capabilities(args) => capabilities::run(&args, out),
         Command::TarOut(args) => tar_out::run(&args, out),
         Command::Generate(args) => generate::run(&args, out),

@@ -1,0 +1,136 @@
+//! `guestlens verify`: is a file from anywhere safe to be taken as a disk image?
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::exit::Exit;
+use crate::cli::failure::{Failure, Outcome};
+use crate::cli::output::Output;
+use crate::cli::text;
+use crate::formats::verify::report::Outcome as Result;
+use crate::formats::verify::{MAX_VIRTUAL_SIZE, VerifyOptions, verify_path};
+use crate::ondisk::text::printable;
+
+/// Arguments of `verify`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Only the file itself is read; nothing it names is opened. Unsafe are: a file that
+can be taken for more than one format, or for another than --format says; backing
+files, data files, extents and parents in other files; structures that are damaged
+or lead out of the file; a virtual disk larger than the limit; encrypted content
+and compressed streams, which cannot be looked at; qcow version 1 and QED.
+
+Being safe to open says nothing about what the guest in the image would do.
+
+Exit status: 0 the file is safe; 4 it is not; 1 it could not be read.")]
+pub struct VerifyArgs {
+    /// The file
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+
+    /// What the file is said to be (raw, qcow2, vmdk, vpc, vhdx, vdi, iso, gpt, luks)
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+
+    /// Largest virtual disk that is safe, in bytes or with K, M, G, T [default: 16T]
+    #[arg(long, value_name = "SIZE")]
+    pub max_virtual_size: Option<String>,
+
+    /// Accept what the check of this name finds; repeat for several
+    #[arg(long, value_name = "CHECK")]
+    pub allow: Vec<String>,
+
+    /// One JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Verifies.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn run(args: &VerifyArgs, out: &mut Output) -> Outcome {
+    let options = VerifyOptions {
+        claimed: args.format.clone(),
+        max_virtual_size: match &args.max_virtual_size {
+            None => MAX_VIRTUAL_SIZE,
+            Some(text) => parse_size(text).ok_or_else(|| {
+                Failure::usage(format!("'{}' is no size", printable(text.as_bytes())))
+            })?,
+        },
+        allow: args.allow.clone(),
+    };
+    let verdict = verify_path(&args.image, &options)?;
+    if args.json {
+        out.json(&verdict)?;
+    } else {
+        let answer = if verdict.safe { "safe" } else { "NOT SAFE" };
+        let size = verdict.virtual_size.map_or_else(
+            || "unknown virtual size".to_owned(),
+            |size| format!("{} virtual", text::size(size)),
+        );
+        out.line(format!(
+            "{}: {answer} ({}, {size}, {} on disk)",
+            text::host_path(&args.image),
+            verdict.detected.join(" + "),
+            text::size(verdict.actual_size)
+        ))?;
+        for reason in &verdict.reasons {
+            let mark = match reason.result {
+                Result::Pass => continue,
+                Result::Note => "note",
+                Result::Allowed => "allowed",
+                Result::Fail => "unsafe",
+            };
+            out.line(format!(
+                "  {mark}: {}: {}",
+                reason.check,
+                text::one_line(&reason.message)
+            ))?;
+        }
+    }
+    Ok(if verdict.safe {
+        Exit::Done
+    } else {
+        Exit::Problems
+    })
+}
+
+/// Bytes, or a number with a power of 1024.
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match text.get(digits.len()..)?.to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        "P" => 50,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1_u64 << unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("12"), Some(12));
+        assert_eq!(parse_size("3k"), Some(3072));
+        assert_eq!(parse_size("16T"), Some(16 << 40));
+        for bad in [
+            "",
+            "T",
+            "1X",
+            "-1",
+            "1.5G",
+            "20000P",
+            "99999999999999999999",
+        ] {
+            assert_eq!(parse_size(bad), None, "{bad}");
+        }
+    }
+}
