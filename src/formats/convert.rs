@@ -210,7 +210,11 @@ impl Run<'_> {
     fn fail(&self, error: BlockError) {
         let mut turn = self.turn.lock();
         turn.ended = true;
-        turn.error.get_or_insert(error);
+        // That the device has failed is only the consequence of what another thread met.
+        let consequence = |e: &BlockError| e.kind() == BlockErrorKind::Failed;
+        if turn.error.as_ref().is_none_or(consequence) {
+            turn.error = Some(error);
+        }
         self.changed.notify_all();
     }
 

@@ -31,6 +31,8 @@ use crate::formats::convert::{self, Below, Copied, CopyOptions};
 use crate::formats::qcow2::build::Qcow2Builder;
 use crate::formats::raw_build::{RawBuilder, RawStream, SPARSE_BYTES};
 use crate::formats::reference::ReferencePolicy;
+use crate::formats::vhd::build::{DynamicBuilder, FixedBuilder};
+use crate::formats::vmdk::build::StreamBuilder;
 use crate::formats::{Image, OpenOptions, open_path};
 use crate::limits;
 use crate::ondisk::text::printable;
@@ -174,6 +176,13 @@ pub enum TargetFormat {
     Raw,
     /// QEMU copy-on-write
     Qcow2,
+    /// VMware, streamOptimized: always compressed
+    Vmdk,
+    /// Virtual PC and Hyper-V, dynamic
+    #[value(alias = "vpc")]
+    Vhd,
+    /// The same, fixed: a raw disk with a footer
+    VhdFixed,
 }
 
 impl TargetFormat {
@@ -181,6 +190,8 @@ impl TargetFormat {
         match self {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
+            Self::Vmdk => "vmdk",
+            Self::Vhd | Self::VhdFixed => "vpc",
         }
     }
 }
@@ -201,12 +212,12 @@ pub fn run(args: &ConvertArgs, log: &LogArgs, out: &mut Output) -> Outcome {
     let progress = Mutex::new(Progress::new(Some(source.len()), log.quiet));
     let options = CopyOptions {
         below,
-        threads: convert::threads(args.compress.is_some()),
+        threads: convert::threads(args.compress.is_some() || args.to == TargetFormat::Vmdk),
         progress: &|bytes| progress.lock().add(bytes),
         stop: &|| false,
     };
     if args.target == Path::new("-") {
-        to_stdout(&source, &options)?;
+        to_stdout(args, &source, &options)?;
         return Ok(Exit::Done);
     }
     let place = Place::open(&args.target, args.force)?;
@@ -238,12 +249,13 @@ fn check(args: &ConvertArgs) -> Outcome<()> {
             return Err(Failure::usage(format!("{option} is for qcow2 only")));
         }
     }
-    if args.target == Path::new("-") && (args.to != TargetFormat::Raw || args.json) {
-        return Err(Failure::usage(if args.json {
-            "--json and the target - both want stdout"
-        } else {
-            "only raw disks can be written to stdout"
-        }));
+    if args.target == Path::new("-") {
+        if args.json {
+            return Err(Failure::usage("--json and the target - both want stdout"));
+        }
+        if !matches!(args.to, TargetFormat::Raw | TargetFormat::Vmdk) {
+            return Err(Failure::usage("only raw and vmdk can be written to stdout"));
+        }
     }
     if args.sparse_size.is_some() && args.to != TargetFormat::Raw {
         return Err(Failure::usage("--sparse-size is for raw disks only"));
@@ -251,6 +263,7 @@ fn check(args: &ConvertArgs) -> Outcome<()> {
     let levels = match args.compress {
         Some(Compression::Zlib) => Method::Deflate.levels(),
         Some(Compression::Zstd) => Method::Zstd.levels(),
+        None if args.to == TargetFormat::Vmdk => Method::Zlib.levels(),
         None if args.level.is_some() => return Err(Failure::usage("--level needs --compress")),
         None => return Ok(()),
     };
@@ -326,17 +339,42 @@ fn builder(args: &ConvertArgs, size: u64, file: BlockDevice) -> Outcome<Box<dyn 
             }
             Box::new(Qcow2Builder::new(file, options)?)
         }
+        TargetFormat::Vmdk => {
+            let name = args
+                .target
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy();
+            Box::new(StreamBuilder::in_file(file, size, vmdk_level(args), &name)?)
+        }
+        TargetFormat::Vhd => Box::new(DynamicBuilder::new(file, size)?),
+        TargetFormat::VhdFixed => Box::new(FixedBuilder::new(file, size)?),
     })
 }
 
-fn to_stdout(source: &BlockDevice, options: &CopyOptions<'_>) -> Outcome<()> {
+fn vmdk_level(args: &ConvertArgs) -> i32 {
+    args.level.unwrap_or(Method::Zlib.default_level())
+}
+
+fn to_stdout(args: &ConvertArgs, source: &BlockDevice, options: &CopyOptions<'_>) -> Outcome<()> {
     let stdout = std::io::stdout();
     if stdout.is_terminal() {
         return Err(Failure::usage("a disk is not written to a terminal"));
     }
     let stream = File::from(stdout.as_fd().try_clone_to_owned()?);
-    let builder = RawStream::new(stream);
-    convert::copy(source, &builder, options)?;
+    let builder: Box<dyn Builder> = match args.to {
+        TargetFormat::Vmdk => {
+            let (out, level) = (Box::new(stream), vmdk_level(args));
+            Box::new(StreamBuilder::on_stream(
+                out,
+                source.len(),
+                level,
+                "disk.vmdk",
+            )?)
+        }
+        _ => Box::new(RawStream::new(stream)),
+    };
+    convert::copy(source, builder.as_ref(), options)?;
     Ok(builder.finish()?)
 }
 

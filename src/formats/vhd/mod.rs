@@ -1,7 +1,8 @@
-//! VHD images (Connectix, Microsoft Virtual PC; QEMU calls them vpc), reading.
+//! VHD images (Connectix, Microsoft Virtual PC; QEMU calls them vpc).
 //!
 //! | module | responsibility |
 //! |---|---|
+//! | [`build`] | making dynamic and fixed images |
 //! | [`footer`] | kind and size of the disk |
 //! | [`header`] | block size, table, parent |
 //! | [`view`] | the content of an image in blocks |
@@ -12,6 +13,7 @@
 //! is damaged; in a fixed image the first sector belongs to the guest, so it never outweighs the
 //! end.
 
+pub mod build;
 pub mod footer;
 pub mod header;
 pub mod view;

@@ -1,7 +1,8 @@
-//! VMware VMDK images, reading.
+//! VMware VMDK images.
 //!
 //! | module | responsibility |
 //! |---|---|
+//! | [`build`] | making streamOptimized images |
 //! | [`descriptor`] | the text part, understood as a whole or refused |
 //! | [`layout`] | headers and table entries of sparse extents |
 //! | [`sparse`] | reading a sparse extent |
@@ -14,6 +15,7 @@
 //!
 //! Specification: VMware Virtual Disk Format 5.0.
 
+pub mod build;
 pub mod descriptor;
 pub mod flat;
 pub mod layout;
