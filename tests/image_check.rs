@@ -235,6 +235,7 @@ fn leaks_are_counted_and_given_back() {
     patch(&image, refcount_at(&image, end - 1) + 2, &[0, 1]);
     let file = OpenOptions::new().write(true).open(&image).unwrap();
     file.set_len((end + 1) * 65536).unwrap();
+    drop(file);
     for cluster in 10..13 {
         patch(&image, refcount_at(&image, cluster), &[0, 7]);
     }
