@@ -170,7 +170,8 @@ pub trait ImageWriter: Send + Sync {
         Err(no_snapshots())
     }
 
-    /// Makes a snapshot's content the present one. By position in [`ImageInfo::snapshots`].
+    /// Makes a snapshot's content the present one. By position in the snapshot table as it is now
+    /// ([`ImageInfo::snapshots`] is of the time of opening). [`Image::device`] keeps the size it had.
     ///
     /// # Errors
     /// As [`ImageWriter::create_snapshot`].
@@ -179,7 +180,7 @@ pub trait ImageWriter: Send + Sync {
         Err(no_snapshots())
     }
 
-    /// Gives a snapshot up. By position in [`ImageInfo::snapshots`].
+    /// Gives a snapshot up. By position in the snapshot table as it is now.
     ///
     /// # Errors
     /// As [`ImageWriter::create_snapshot`].
@@ -197,6 +198,17 @@ pub trait ImageWriter: Send + Sync {
         Err(FormatError::new(
             FormatErrorKind::Unsupported,
             "images of this format have no backing file",
+        ))
+    }
+
+    /// Gives everything up that the image itself holds of the disk, so that its backing file shows.
+    ///
+    /// # Errors
+    /// [`FormatErrorKind::Unsupported`] for formats without backing files.
+    fn make_empty(&self) -> Result<()> {
+        Err(FormatError::new(
+            FormatErrorKind::Unsupported,
+            "images of this format are not emptied",
         ))
     }
 

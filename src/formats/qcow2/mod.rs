@@ -2,6 +2,7 @@
 //!
 //! | module | responsibility |
 //! |---|---|
+//! | [`backing`] | recording another backing file |
 //! | [`check`] | consistency check and repair |
 //! | [`build`] | making new images |
 //! | [`header`] | header and extensions, validated |
@@ -20,6 +21,7 @@
 //! tell where the image should end; when reading, bitmaps, VM state and unknown autoclear features
 //! are ignored and nothing is sized by a number from the header.
 
+pub mod backing;
 pub mod build;
 pub mod check;
 pub mod data;

@@ -326,7 +326,7 @@ impl Writer {
         let len = to.saturating_sub(from);
         let zeroes = Around { len, bytes: None };
         // Behind the end of the disk there is nothing, whatever files have there.
-        let end = self.size.saturating_sub(start).min(to);
+        let end = self.size().saturating_sub(start).min(to);
         let Some(wanted @ 1..) = end.checked_sub(from) else {
             return Ok(zeroes);
         };

@@ -127,6 +127,17 @@ impl Exclusive<'_> {
         })
     }
 
+    /// As [`Exclusive::release`]; the host gets the space of what reaches 0 back.
+    ///
+    /// # Errors
+    /// As [`Exclusive::release`].
+    pub fn discard(&mut self, clusters: Range<u64>) -> Result<()> {
+        self.alloc.space()?.reclaim(&Freed {
+            clusters,
+            punch: true,
+        })
+    }
+
     /// Says that clusters hold metadata, and are not to be used for anything else.
     ///
     /// # Errors

@@ -11,6 +11,10 @@
 //! | [`cow`] | writing data, copying what a cluster held before |
 //! | [`zero`] | zeroing and discarding |
 //! | [`flush`] | the order in which changes reach the file |
+//! | [`exclusive`] | what changes of the image as a whole are built from |
+//! | [`trees`] | an L1 table with everything below it |
+//! | [`snapshots`] | taking, applying and deleting them |
+//! | [`resize`] | a longer, shorter or empty disk |
 //! | [`image`] | [`crate::formats::api::ImageWriter`] |
 //!
 //! # Invariants
@@ -47,11 +51,15 @@ pub mod image;
 pub mod overlap;
 pub mod prepare;
 pub mod refcounts;
+pub mod resize;
+pub mod snapshots;
 pub mod space;
 pub mod state;
 pub mod tables;
+pub mod trees;
 pub mod zero;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
@@ -72,8 +80,8 @@ use crate::ondisk::units::to_u64;
 pub struct Writer {
     source: Arc<Source>,
     granules: Granules,
-    /// Size of the virtual disk.
-    size: u64,
+    /// Size of the virtual disk. Changes when the image is resized.
+    size: AtomicU64,
     gate: RwLock<()>,
     alloc: Mutex<Alloc>,
     tables: RwLock<TableCache>,
@@ -143,7 +151,7 @@ impl Writer {
         )?;
         Ok(Self {
             granules: Granules::of(&header.layout),
-            size: header.size,
+            size: AtomicU64::new(header.size),
             gate: RwLock::new(()),
             alloc: Mutex::new(Alloc {
                 header,
@@ -161,11 +169,20 @@ impl Writer {
     /// The content as a device.
     pub fn device(self: &Arc<Self>) -> BlockDevice {
         let tables: Arc<dyn Tables> = Arc::clone(self) as Arc<dyn Tables>;
-        let view = View::over(Arc::clone(&self.source), tables, self.size);
+        let view = View::over(Arc::clone(&self.source), tables, self.size());
         BlockDevice::new(Arc::new(Content {
             writer: Arc::clone(self),
             view,
         }))
+    }
+
+    /// Size of the virtual disk in bytes.
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn set_size(&self, len: u64) {
+        self.size.store(len, Ordering::Release);
     }
 
     fn layout(&self) -> &Layout {

@@ -38,8 +38,8 @@ impl Writer {
         let end = at.saturating_add(len);
         let mut at = at.checked_next_multiple_of(cluster_size).unwrap_or(end);
         // The end of the disk is as good as the end of a cluster.
-        let end = if end >= self.size {
-            self.size
+        let end = if end >= self.size() {
+            self.size()
         } else {
             end.saturating_sub(self.layout().within_cluster(end))
         };
@@ -88,7 +88,7 @@ impl Writer {
         }
         let size = self.granules.size;
         let start = self.granules.start(at);
-        let granule_end = start.saturating_add(size).min(self.size);
+        let granule_end = start.saturating_add(size).min(self.size());
         let end = at.saturating_add(len);
         if at != start || end < granule_end {
             let len = len.min(granule_end.saturating_sub(at));
@@ -98,7 +98,7 @@ impl Writer {
             self.write_zero_bytes(at, len)?;
             return Ok(len);
         }
-        let end = if end >= self.size {
+        let end = if end >= self.size() {
             end
         } else {
             self.granules.start(end)
@@ -145,7 +145,7 @@ impl Writer {
         let mut cluster = at.saturating_sub(self.layout().within_cluster(at));
         let mut from = at;
         let mut end = at.saturating_add(len);
-        let cluster_end = cluster.saturating_add(cluster_size).min(self.size);
+        let cluster_end = cluster.saturating_add(cluster_size).min(self.size());
         if from != cluster || end < cluster_end {
             // Part of a cluster, which has to be unpacked first if it is compressed.
             end = end.min(cluster_end);
@@ -153,12 +153,12 @@ impl Writer {
                 self.write_zero_bytes(at, end.saturating_sub(at))?;
                 return Ok(end.saturating_sub(at));
             }
-        } else if end < self.size {
+        } else if end < self.size() {
             end = end.saturating_sub(self.layout().within_cluster(end));
         }
         let len = end.saturating_sub(at);
         self.change_some(at, len, |state, _| {
-            let to = if end >= self.size {
+            let to = if end >= self.size() {
                 cluster_size
             } else {
                 end.saturating_sub(cluster).min(cluster_size)
@@ -210,7 +210,7 @@ impl Writer {
         let mut guest = at.saturating_sub(within);
         let mut changed = false;
         for state in &old {
-            let shown = cluster_size.min(self.size.saturating_sub(guest));
+            let shown = cluster_size.min(self.size().saturating_sub(guest));
             let next = to(state, !self.nothing_below(guest, shown)).unwrap_or(*state);
             changed |= next != *state;
             new.push(next);
