@@ -107,6 +107,17 @@ impl Variant {
         self
     }
 
+    /// Whether more snapshots can be made: they count each compressed cluster again, and refcounts
+    /// end somewhere.
+    pub fn may_keep(&self) -> bool {
+        let least = if self.compressed == Compressed::No {
+            4
+        } else {
+            16
+        };
+        self.data == Data::Inside && self.refcount_bits >= least
+    }
+
     pub fn name(&self) -> String {
         format!(
             "v{}-c{}-r{}-{:?}-z{}-{:?}-{:?}-x{}-s{}-l{}-p{:?}",

@@ -7,13 +7,18 @@
     reason = "each test binary uses its own part"
 )]
 
+pub mod crash;
 pub mod disk;
 pub mod ext;
+pub mod failing;
 pub mod fuzz;
 pub mod guest;
+pub mod guest_disk;
 pub mod images;
 pub mod mount;
 pub mod netplan;
+pub mod qcow2_run;
+pub mod qcow2_seeds;
 pub mod qemu_io;
 pub mod storage_daemon;
 pub mod vhd;
