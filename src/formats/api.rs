@@ -270,6 +270,11 @@ impl<'a> Context<'a> {
         file.into_device(self.write)
     }
 
+    /// As [`Chain::directories`].
+    pub fn directories(&self, referrer: &Path) -> Vec<PathBuf> {
+        self.chain.directories(referrer)
+    }
+
     /// Opens the image below `referrer`, read-only.
     ///
     /// # Errors

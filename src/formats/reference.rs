@@ -74,6 +74,18 @@ impl<'a> Chain<'a> {
         }
     }
 
+    /// Directories in which a file may be looked for that `referrer` does not name: its own, and
+    /// those the user allowed. None where references are not followed.
+    pub fn directories(&self, referrer: &Path) -> Vec<PathBuf> {
+        if self.policy.refuse_all {
+            return Vec::new();
+        }
+        let allowed = self.policy.allowed.iter().filter(|path| path.is_dir());
+        std::iter::once(directory_of(referrer))
+            .chain(allowed.cloned())
+            .collect()
+    }
+
     /// Opens the file that `referrer` names as its `role` ("backing file", "data file"), for
     /// reading, or for writing as well.
     ///
