@@ -120,6 +120,23 @@ impl ClusterCache {
         })
     }
 
+    /// Keeps a cluster that was not asked for, unless it is here already. `false`: somebody is
+    /// loading it right now, and it was not kept.
+    pub fn offer(&self, source: SourceId, offset: u64, cluster: &Cluster) -> bool {
+        let key = (source, offset);
+        let Some(shard) = self.shard(key) else {
+            return true;
+        };
+        let mut state = shard.state.lock();
+        if state.loading.contains(&key) {
+            return false;
+        }
+        if !state.entries.contains(&key) {
+            state.put(key, cluster, self.shard_budget);
+        }
+        true
+    }
+
     /// Forgets one cluster.
     pub fn invalidate(&self, source: SourceId, offset: u64) {
         let key = (source, offset);
@@ -144,6 +161,24 @@ impl ClusterCache {
     }
 }
 
+impl ShardState {
+    fn put(&mut self, key: Key, cluster: &Cluster, budget: usize) {
+        if cluster.len() > budget {
+            return;
+        }
+        if let Some(old) = self.entries.put(key, Arc::clone(cluster)) {
+            self.bytes = self.bytes.saturating_sub(old.len());
+        }
+        self.bytes = self.bytes.saturating_add(cluster.len());
+        while self.bytes > budget {
+            let Some((_, old)) = self.entries.pop_lru() else {
+                break;
+            };
+            self.bytes = self.bytes.saturating_sub(old.len());
+        }
+    }
+}
+
 struct LoadMark<'a> {
     shard: &'a Shard,
     key: Key,
@@ -151,20 +186,7 @@ struct LoadMark<'a> {
 
 impl LoadMark<'_> {
     fn finish(self, cluster: &Cluster, budget: usize) {
-        if cluster.len() > budget {
-            return;
-        }
-        let mut state = self.shard.state.lock();
-        if let Some(old) = state.entries.put(self.key, Arc::clone(cluster)) {
-            state.bytes = state.bytes.saturating_sub(old.len());
-        }
-        state.bytes = state.bytes.saturating_add(cluster.len());
-        while state.bytes > budget {
-            let Some((_, old)) = state.entries.pop_lru() else {
-                break;
-            };
-            state.bytes = state.bytes.saturating_sub(old.len());
-        }
+        self.shard.state.lock().put(self.key, cluster, budget);
     }
 }
 
@@ -231,6 +253,15 @@ mod tests {
         assert!(cache.get_or_load(source, 0, || Ok(cluster(1))).is_ok());
         assert!(cache.get(source, 0).is_some());
         assert!(cache.get(SourceId::fresh(), 0).is_none());
+        assert!(cache.offer(source, 7, &cluster(3)));
+        assert_eq!(cache.get(source, 7).unwrap().len(), 3);
+        let nested = cache.get_or_load(source, 8, || {
+            assert!(!cache.offer(source, 8, &cluster(2)));
+            Ok(cluster(1))
+        });
+        assert_eq!(nested.unwrap().len(), 1);
+        cache.invalidate(source, 7);
+        cache.invalidate(source, 8);
         cache.invalidate(source, 0);
         assert!(cache.get(source, 0).is_none());
         assert_eq!(cache.bytes(), 0);

@@ -32,6 +32,9 @@ pub struct OpenOptions {
     /// Write although something other than QEMU's locks says that the image is in use, or nothing
     /// can say so.
     pub force: bool,
+    /// The content is read once, from the beginning to the end: allows what cannot be read in any
+    /// other order, or only slowly.
+    pub sequential: bool,
     /// Keys of encrypted images.
     pub keys: KeySource,
     /// Which references may be followed.
@@ -48,6 +51,7 @@ impl Default for OpenOptions {
             format: None,
             write: false,
             live: false,
+            sequential: false,
             force: false,
             keys: KeySource::default(),
             policy: ReferencePolicy::default(),

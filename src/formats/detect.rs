@@ -184,6 +184,9 @@ fn decide(head: &[u8], tail: &[u8]) -> Result<Format> {
             return Ok(format);
         }
     }
+    if compressed::zstd::is_behind_skippable(head) {
+        return Ok(Format::Zstd);
+    }
     for (at, magic, name) in FOREIGN {
         if slice(head, at, magic.len()) == Some(magic) {
             return Err(foreign(name));

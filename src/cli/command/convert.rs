@@ -138,6 +138,7 @@ impl SourceArgs {
         let options = OpenOptions {
             format: self.format.clone(),
             live: self.live,
+            sequential: true,
             keys: self.keys.source(true)?,
             remote: self.remote.options(),
             policy: self.policy(),
