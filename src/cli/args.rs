@@ -64,7 +64,7 @@ pub struct OpenArgs {
     #[arg(short = 'a', long = "add", value_name = "IMAGE")]
     pub add: Vec<PathBuf>,
 
-    /// Format of the images (raw, qcow2), instead of finding out
+    /// Format of the images (raw, qcow2, vmdk, vpc, vhdx, vdi, gz, xz, zst), instead of finding out
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
 
