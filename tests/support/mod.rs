@@ -14,6 +14,7 @@ pub mod failing;
 pub mod fuzz;
 pub mod guest;
 pub mod guest_disk;
+pub mod hostile;
 pub mod images;
 pub mod mount;
 pub mod netplan;

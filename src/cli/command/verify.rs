@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::exit::Exit;
-use crate::cli::failure::{Failure, Outcome};
+use crate::cli::failure::Outcome;
 use crate::cli::output::Output;
+use crate::cli::size;
 use crate::cli::text;
 use crate::formats::verify::report::Outcome as Result;
 use crate::formats::verify::{MAX_VIRTUAL_SIZE, VerifyOptions, verify_path};
-use crate::ondisk::text::printable;
 
 /// Arguments of `verify`.
 #[derive(Args, Debug)]
@@ -34,8 +34,8 @@ pub struct VerifyArgs {
     pub format: Option<String>,
 
     /// Largest virtual disk that is safe, in bytes or with K, M, G, T [default: 16T]
-    #[arg(long, value_name = "SIZE")]
-    pub max_virtual_size: Option<String>,
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub max_virtual_size: Option<u64>,
 
     /// Accept what the check of this name finds; repeat for several
     #[arg(long, value_name = "CHECK")]
@@ -53,12 +53,7 @@ pub struct VerifyArgs {
 pub fn run(args: &VerifyArgs, out: &mut Output) -> Outcome {
     let options = VerifyOptions {
         claimed: args.format.clone(),
-        max_virtual_size: match &args.max_virtual_size {
-            None => MAX_VIRTUAL_SIZE,
-            Some(text) => parse_size(text).ok_or_else(|| {
-                Failure::usage(format!("'{}' is no size", printable(text.as_bytes())))
-            })?,
-        },
+        max_virtual_size: args.max_virtual_size.unwrap_or(MAX_VIRTUAL_SIZE),
         allow: args.allow.clone(),
     };
     let verdict = verify_path(&args.image, &options)?;
@@ -95,42 +90,4 @@ pub fn run(args: &VerifyArgs, out: &mut Output) -> Outcome {
     } else {
         Exit::Problems
     })
-}
-
-/// Bytes, or a number with a power of 1024.
-fn parse_size(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let unit = match text.get(digits.len()..)?.to_ascii_uppercase().as_str() {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        "P" => 50,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1_u64 << unit)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes() {
-        assert_eq!(parse_size("12"), Some(12));
-        assert_eq!(parse_size("3k"), Some(3072));
-        assert_eq!(parse_size("16T"), Some(16 << 40));
-        for bad in [
-            "",
-            "T",
-            "1X",
-            "-1",
-            "1.5G",
-            "20000P",
-            "99999999999999999999",
-        ] {
-            assert_eq!(parse_size(bad), None, "{bad}");
-        }
-    }
 }

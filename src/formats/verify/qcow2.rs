@@ -309,10 +309,38 @@ struct Mapped {
     plain: u64,
     compressed: u64,
     packed_bytes: u64,
+    /// Host offsets in the L2 table at hand; at most as many as a table has entries.
+    hosts: Vec<u64>,
+    /// One of them was there twice.
+    twice: Option<u64>,
+    /// Where tables are, from the first to the last: start and end.
+    tables: Vec<(u64, u64)>,
     bad: Vec<String>,
 }
 
 impl Mapped {
+    /// Tables must lie apart from each other.
+    fn place_tables(&mut self, mut tables: Vec<(u64, u64)>) {
+        tables.retain(|(start, end)| start < end);
+        tables.sort_unstable();
+        let overlap = tables.windows(2).find_map(|pair| match pair {
+            [a, b] if a.1 > b.0 => Some((a.0, b.0)),
+            _ => None,
+        });
+        if let Some((a, b)) = overlap {
+            self.bad(format!("the tables at {a} and {b} overlap"));
+        }
+        self.tables = tables;
+    }
+
+    /// Whether a cluster lies on a table.
+    fn hits_table(&self, host: u64) -> bool {
+        let next = self.tables.partition_point(|(start, _)| *start <= host);
+        next.checked_sub(1)
+            .and_then(|n| self.tables.get(n))
+            .is_some_and(|(_, end)| host < *end)
+    }
+
     fn bad(&mut self, what: String) {
         if self.bad.len() < 8 {
             self.bad.push(what);
@@ -355,6 +383,9 @@ fn tables(file: &BlockDevice, header: &Header, report: &mut Report) -> Result<()
         report.fail("tables", "there are more tables than are looked through");
         return Ok(());
     }
+    let mut places = fixed_tables(file, header, &mut mapped)?;
+    places.extend(l2.iter().map(|&at| (at, at.saturating_add(cluster))));
+    mapped.place_tables(places);
     for at in l2 {
         table(file, header, at, &mut mapped)?;
     }
@@ -362,21 +393,28 @@ fn tables(file: &BlockDevice, header: &Header, report: &mut Report) -> Result<()
         report,
         "tables",
         mapped.bad.is_empty(),
-        "all tables and clusters lie inside the file",
+        "all tables and clusters lie inside the file, apart from each other",
         mapped.bad.join("; "),
     );
-    let plain = mapped.plain.saturating_mul(cluster);
+    // Each table by itself, and all together by what they take at least.
+    let taken = mapped
+        .plain
+        .saturating_mul(cluster)
+        .saturating_add(mapped.packed_bytes);
     let room = file.len();
+    let shared = match mapped.twice {
+        Some(host) => Some(format!("the cluster at {host} is used more than once")),
+        None if taken > room.saturating_add(cluster) => Some(format!(
+            "clusters of {taken} bytes in a file of {room}: some are used more than once"
+        )),
+        None => None,
+    };
     test(
         report,
         "shared-clusters",
-        plain.saturating_add(mapped.packed_bytes) <= room.saturating_add(cluster),
+        shared.is_none(),
         "no cluster is used twice",
-        format!(
-            "{plain} bytes of clusters and {} of compressed ones in a file of {room}: \
-             clusters are used more than once",
-            mapped.packed_bytes
-        ),
+        shared.unwrap_or_default(),
     );
     if mapped.compressed > 0 {
         report.note(
@@ -391,6 +429,41 @@ fn tables(file: &BlockDevice, header: &Header, report: &mut Report) -> Result<()
     Ok(())
 }
 
+/// Where the header, the L1 table and the refcounts are.
+fn fixed_tables(
+    file: &BlockDevice,
+    header: &Header,
+    mapped: &mut Mapped,
+) -> Result<Vec<(u64, u64)>> {
+    let cluster = header.layout.cluster_size();
+    let l1 = header.l1_offset;
+    let l1_len = u64::from(header.l1_entries).saturating_mul(8);
+    let at = header.refcount_table_offset;
+    // At most 8 MiB, as the header was checked for.
+    let len = u64::from(header.refcount_table_clusters).saturating_mul(cluster);
+    let mut places = vec![
+        (0, cluster),
+        (l1, l1.saturating_add(l1_len)),
+        (at, at.saturating_add(len)),
+    ];
+    let mut table = vec![0; to_usize(len).unwrap_or(0)];
+    let read = file.read_some_at(at, &mut table)?;
+    table.truncate(read);
+    for entry in table.chunks_exact(8) {
+        let block = be64(entry, 0).unwrap_or(0) & !511;
+        if block == 0 {
+            continue;
+        }
+        let end = block.saturating_add(cluster);
+        if !header.layout.aligned(block) || end > file.len() {
+            mapped.bad(format!("a refcount block at {block}"));
+        } else {
+            places.push((block, end));
+        }
+    }
+    Ok(places)
+}
+
 fn table(file: &BlockDevice, header: &Header, at: u64, mapped: &mut Mapped) -> Result<()> {
     let cluster = header.layout.cluster_size();
     let entry_len = 1_usize.wrapping_shl(header.layout.l2_entry_bits());
@@ -403,6 +476,12 @@ fn table(file: &BlockDevice, header: &Header, at: u64, mapped: &mut Mapped) -> R
         }
         done = done.saturating_add(len);
     }
+    mapped.hosts.sort_unstable();
+    let pair = mapped.hosts.windows(2).find(|p| p.first() == p.last());
+    if let Some(&[host, ..]) = pair {
+        mapped.twice = Some(host);
+    }
+    mapped.hosts.clear();
     Ok(())
 }
 
@@ -417,16 +496,22 @@ fn entry_at(file: &BlockDevice, header: &Header, entry: &[u8], mapped: &mut Mapp
     match plain.decode(value, 0, 0).map(|run| run.mapping) {
         Ok(layout::Mapping::Compressed { host, len, .. }) => {
             mapped.compressed = mapped.compressed.saturating_add(1);
+            mapped.hosts.push(host);
             // The length is rounded up to sectors; half of that is wrong on average.
-            mapped.packed_bytes = mapped.packed_bytes.saturating_add(len.saturating_sub(511));
+            mapped.packed_bytes = mapped
+                .packed_bytes
+                .saturating_add(len.saturating_sub(511).max(8));
             if host >= file.len() {
                 mapped.bad(format!("a compressed cluster at {host}"));
             }
         }
         Ok(layout::Mapping::Data { host } | layout::Mapping::Zero { host: Some(host) }) => {
             mapped.plain = mapped.plain.saturating_add(1);
+            mapped.hosts.push(host);
             if host >= file.len() {
                 mapped.bad(format!("a cluster at {host}"));
+            } else if mapped.hits_table(host) {
+                mapped.bad(format!("a cluster at {host}, where a table is"));
             }
         }
         Ok(_) => {}
