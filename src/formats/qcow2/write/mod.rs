@@ -299,6 +299,21 @@ struct Content {
     view: View,
 }
 
+impl Content {
+    /// The disk may have become shorter than the device says.
+    fn check(&self, offset: u64, len: u64) -> Result<()> {
+        self.writer.check_alive()?;
+        let size = self.writer.size();
+        match offset.checked_add(len) {
+            Some(end) if end <= size => Ok(()),
+            _ => Err(BlockError::new(
+                BlockErrorKind::OutOfRange,
+                format!("bytes {offset}+{len} lie outside a disk of {size} bytes"),
+            )),
+        }
+    }
+}
+
 impl BlockBackend for Content {
     fn geometry(&self) -> Geometry {
         Geometry {
@@ -323,24 +338,24 @@ impl BlockBackend for Content {
     }
 
     fn write_all_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        self.writer.check_alive()?;
         let _under_way = self.writer.gate.read();
+        self.check(offset, to_u64(buf.len()))?;
         self.writer
             .write(offset, buf)
             .map_err(|e| e.within(format!("writing {} bytes at {offset}", to_u64(buf.len()))))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
-        self.writer.check_alive()?;
         let _under_way = self.writer.gate.read();
+        self.check(offset, len)?;
         self.writer
             .write_zeroes(offset, len, may_unmap)
             .map_err(|e| e.within(format!("zeroing {len} bytes at {offset}")))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        self.writer.check_alive()?;
         let _under_way = self.writer.gate.read();
+        self.check(offset, len)?;
         self.writer
             .discard(offset, len)
             .map_err(|e| e.within(format!("discarding {len} bytes at {offset}")))
