@@ -4,7 +4,7 @@
 # usage: scripts/bench.sh [--quick] [--rounds N] [--only METRIC,...] [--who NAME,...] [--no-install]
 #
 #   --quick      3 rounds instead of 5, fuse2fs's slowest figures only once
-#   --only       of: ls walk tar seq rand
+#   --only       of: ls walk tar seq rand nbd
 #   --who        only contenders whose name contains one of these, as in "guestlens,loop"
 #   The fixtures (about 8 GiB) are made once, in GUESTLENS_BENCH_DIR, by default
 #   ~/.cache/guestlens/bench; remove that directory to make them anew.
@@ -21,11 +21,25 @@ cd "$ROOT"
 . scripts/debian-root.sh
 
 pass=()
+only=
+rounds=5
 while [ $# -gt 0 ]; do
     case $1 in
     --no-install) export GUESTLENS_NO_INSTALL=1 ;;
-    --quick) pass+=(--rounds 3) ;;
-    --rounds | --only | --who)
+    --quick)
+        rounds=3
+        pass+=(--rounds 3)
+        ;;
+    --only)
+        only=$2
+        shift
+        ;;
+    --rounds)
+        rounds=$2
+        pass+=("$1" "$2")
+        shift
+        ;;
+    --who)
         pass+=("$1" "$2")
         shift
         ;;
@@ -132,10 +146,19 @@ SCRIPT
 
 setup_tools build bench || exit 1
 have fuse2fs || say "fuse2fs is not there: it is left out"
-[ -f "$place/made" ] || make_fixtures
 if [ -z "${GUESTLENS:-}" ]; then
     setup_rust || exit 1
     cargo build --release --locked --quiet
     GUESTLENS=$ROOT/target/release/guestlens
 fi
+# The block view over NBD makes its own images.
+case ",$only," in
+,, | *,nbd,*)
+    python3 scripts/bench_nbd.py --guestlens "$GUESTLENS" --rounds "$rounds"
+    [ "$only" != nbd ] || exit 0
+    only=$(tr , '\n' <<<"$only" | grep -vx nbd | paste -sd,)
+    ;;
+esac
+[ -z "$only" ] || pass+=(--only "$only")
+[ -f "$place/made" ] || make_fixtures
 exec python3 scripts/bench.py --guestlens "$GUESTLENS" --fixtures "$place" "${pass[@]}"

@@ -18,6 +18,10 @@ cc                  gcc,libc6-dev           gcc                     build
 qemu-img            qemu-utils              qemu-img                test,guest,bench
 qemu-io             qemu-utils              qemu-img                test
 qemu-storage-daemon qemu-utils              qemu-img                test,bench
+qemu-nbd            qemu-utils              qemu-img                test,bench
+nbdinfo             libnbd-bin              libnbd                  test
+nbdcopy             libnbd-bin              libnbd                  test
+openssl             openssl                 openssl                 test
 mke2fs              e2fsprogs               e2fsprogs               test,guest,bench
 debugfs             e2fsprogs               e2fsprogs               test
 sgdisk              gdisk                   gdisk                   test,guest

@@ -4,7 +4,7 @@
 mod support;
 
 use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Child;
 use std::sync::Arc;
@@ -39,10 +39,11 @@ impl Drop for Server {
     }
 }
 
-fn wait_for(path: &Path) {
+fn wait_for(socket: &Path) {
     let until = Instant::now() + Duration::from_secs(20);
-    while !path.exists() {
-        assert!(Instant::now() < until, "{} is not there", path.display());
+    // Its name is there before it is listened on.
+    while UnixStream::connect(socket).is_err() {
+        assert!(Instant::now() < until, "{} is not there", socket.display());
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -185,12 +186,16 @@ fn writes_to_a_storage_daemon() {
             dir.path().join("s").display()
         ))
         .args(["--export", "type=nbd,id=e,node-name=q,name=w,writable=on"])
+        .args(["--pidfile", "pid"])
         .spawn()
         .unwrap();
     let mut server = Server(child);
-    wait_for(&dir.path().join("s"));
-    // The export is added after the socket is there.
-    std::thread::sleep(Duration::from_millis(300));
+    // The export is added after the socket is there, and this file after the export.
+    let until = Instant::now() + Duration::from_secs(20);
+    while !dir.path().join("pid").exists() {
+        assert!(Instant::now() < until, "the storage daemon is not ready");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let mut bytes = std::fs::read(dir.path().join("disk.raw")).unwrap();
     {
         let device = open(&uri(dir.path(), "w"), "raw", true);

@@ -149,7 +149,9 @@ fn block_status_is_that_of_qemu_nbd() {
         .arg("top.qcow2")
         .spawn()
         .unwrap();
-    while !dir.path().join("q").exists() {
+    let until = Instant::now() + Duration::from_secs(20);
+    while UnixStream::connect(dir.path().join("q")).is_err() {
+        assert!(Instant::now() < until, "qemu-nbd does not listen");
         std::thread::sleep(Duration::from_millis(10));
     }
     let map = |uri: &str, kind: &str| {
@@ -167,6 +169,68 @@ fn block_status_is_that_of_qemu_nbd() {
     theirs.kill().unwrap();
     theirs.wait().unwrap();
     ours.stop();
+}
+
+/// A qcow2 image over a backing file, with a snapshot: written to, it is clean after the end, and
+/// after a kill it has all that was flushed and leaks at most.
+#[test]
+fn qcow2_images_are_written() {
+    for killed in [false, true] {
+        let dir = workdir();
+        images(dir.path());
+        shell(
+            dir.path(),
+            "qemu-img create -q -f qcow2 -b disk.qcow2 -F qcow2 top.qcow2
+             qemu-io -f qcow2 -c 'write -P 1 2M 1M' top.qcow2 >/dev/null
+             qemu-img snapshot -c s top.qcow2
+             cp top.qcow2 model.qcow2",
+        );
+        let mut server = Server::start(
+            dir.path(),
+            &["top.qcow2", "--format", "qcow2", "--rw", "--unix", "s"],
+        );
+        let commands = [
+            "write -P 7 1000 5000",
+            "write -P 2 2M 70k",
+            "write -z 20M 1M",
+            "write -P 9 30M 3M",
+            "discard 40M 1M",
+            "write -P 4 47M 1M",
+            "flush",
+        ];
+        qemu_io(&server.uri, &commands);
+        if killed {
+            server.child.kill().unwrap();
+            server.child.wait().unwrap();
+        } else {
+            server.stop();
+        }
+        let check = tool("qemu-img")
+            .current_dir(dir.path())
+            .args(["check", "-q", "top.qcow2"])
+            .status()
+            .unwrap();
+        match check.code() {
+            Some(0) => {}
+            // Leaks only.
+            Some(3) if killed => {}
+            other => panic!("killed {killed}: qemu-img check: {other:?}"),
+        }
+        let mut model = tool("qemu-io");
+        model.current_dir(dir.path()).args(["-f", "qcow2"]);
+        for command in commands {
+            model.args(["-c", command]);
+        }
+        run(model.arg("model.qcow2"));
+        shell(
+            dir.path(),
+            "# What was discarded may differ.
+             for image in top model; do
+                 qemu-io -f qcow2 -c 'write -z 40M 1M' $image.qcow2 >/dev/null
+             done
+             qemu-img compare -f qcow2 -F qcow2 top.qcow2 model.qcow2",
+        );
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A host file or block device as a block device.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,8 +42,8 @@ impl FileBackend {
             len,
             written_len: AtomicU64::new(len),
             resizing: Mutex::new(()),
+            block_size: logical_block_size(&file, &metadata),
             file,
-            block_size: 512,
             read_only,
             regular: metadata.file_type().is_file(),
         })
@@ -73,6 +73,31 @@ impl FileBackend {
             || self.fallocate(FallocateFlags::FALLOC_FL_ZERO_RANGE | keep, offset, len)
     }
 
+    /// The part of a range that the host can zero or give back without writing: of a file all of
+    /// it, of a block device whole sectors. Start and length; the latter may be 0.
+    fn whole_sectors(&self, offset: u64, len: u64) -> (u64, u64) {
+        if self.regular {
+            return (offset, len);
+        }
+        let sector = u64::from(self.block_size);
+        let start = offset.checked_next_multiple_of(sector).unwrap_or(offset);
+        let end = offset.saturating_add(len);
+        let end = end.saturating_sub(end.checked_rem(sector).unwrap_or(0));
+        (start, end.saturating_sub(start))
+    }
+
+    fn write_zero_bytes(&self, mut offset: u64, mut len: u64) -> Result<()> {
+        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+        while len > 0 {
+            let piece = usize::try_from(len).unwrap_or(usize::MAX).min(ZEROES.len());
+            self.write_all_at(offset, ZEROES.get(..piece).unwrap_or(&ZEROES))?;
+            let piece = to_u64(piece);
+            offset = offset.saturating_add(piece);
+            len = len.saturating_sub(piece);
+        }
+        Ok(())
+    }
+
     /// Makes the file at least `len` bytes long.
     fn lengthen(&self, len: u64) -> std::io::Result<()> {
         let _held = self.resizing.lock();
@@ -91,6 +116,18 @@ impl FileBackend {
             Err(e) => Err(e),
         }
     }
+}
+
+/// Bytes of a block device's logical sector; of a file, those of a usual disk's.
+fn logical_block_size(file: &File, metadata: &Metadata) -> u32 {
+    let of_device = || rustix::fs::ioctl_blksszget(file).ok();
+    metadata
+        .file_type()
+        .is_block_device()
+        .then(of_device)
+        .flatten()
+        .filter(|size| size.is_power_of_two() && (512..=64 << 10).contains(size))
+        .unwrap_or(512)
 }
 
 /// Size of a regular file or block device in bytes.
@@ -203,26 +240,22 @@ impl BlockBackend for FileBackend {
         Ok(())
     }
 
-    fn write_zeroes(&self, mut offset: u64, mut len: u64, may_unmap: bool) -> Result<()> {
-        if self.zero_range(offset, len, may_unmap) {
-            return Ok(());
+    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
+        let (start, inside) = self.whole_sectors(offset, len);
+        if inside > 0 && self.zero_range(start, inside, may_unmap) {
+            let end = start.saturating_add(inside);
+            self.write_zero_bytes(offset, start.saturating_sub(offset))?;
+            return self.write_zero_bytes(end, offset.saturating_add(len).saturating_sub(end));
         }
-        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
-        while len > 0 {
-            let piece = usize::try_from(len).unwrap_or(usize::MAX).min(ZEROES.len());
-            self.write_all_at(offset, ZEROES.get(..piece).unwrap_or(&ZEROES))?;
-            let piece = to_u64(piece);
-            offset = offset.saturating_add(piece);
-            len = len.saturating_sub(piece);
-        }
-        Ok(())
+        self.write_zero_bytes(offset, len)
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
         // A hint: where the host cannot give space back, the bytes stay as they are.
-        if self.regular {
+        let (start, len) = self.whole_sectors(offset, len);
+        if len > 0 {
             let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            let _ = self.fallocate(mode, offset, len);
+            let _ = self.fallocate(mode, start, len);
         }
         Ok(())
     }

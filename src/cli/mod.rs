@@ -81,7 +81,10 @@ fn start_logging(log: &LogArgs) {
         (None, false, 2) => "debug",
         (None, false, _) => "trace",
     };
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("warn"));
+    // The HTTP client tells whole addresses and headers, which may have secrets in them.
+    let quiet = "ureq=warn,ureq_proto=warn";
+    let filter = EnvFilter::try_new(format!("{level},{quiet}"))
+        .unwrap_or_else(|_| EnvFilter::new(format!("warn,{quiet}")));
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -48,11 +48,18 @@ impl HostFile {
         // Looked at first: opening a device node can already have effects.
         let metadata = std::fs::metadata(path).map_err(|e| not_opened(path, write, e))?;
         suitable(&metadata, path)?;
+        // A block device that this host has mounted, or assembled into another one, is not
+        // written to; that is what this flag means for devices.
+        let exclusive = if write && metadata.file_type().is_block_device() {
+            libc::O_EXCL
+        } else {
+            0
+        };
         let file = OpenOptions::new()
             .read(true)
             .write(write)
             // Should the path have become a FIFO since, this must not wait for a writer.
-            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
+            .custom_flags(exclusive | libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
             .open(path)
             .map_err(|e| not_opened(path, write, e))?;
         Self::from_open(file, path.to_owned())
@@ -203,6 +210,13 @@ pub fn shown(path: &Path) -> String {
 
 fn not_opened(path: &Path, write: bool, error: std::io::Error) -> FormatError {
     let kind = error.kind();
+    if write && kind == std::io::ErrorKind::ResourceBusy {
+        return FormatError::new(
+            FormatErrorKind::Busy,
+            format!("{} is in use by this host", shown(path)),
+        )
+        .with_hint("unmount it, and whatever is built on it, before it is written to");
+    }
     let failed = FormatError::io(format!("cannot open {}", shown(path)), error);
     match kind {
         std::io::ErrorKind::PermissionDenied if write => {
