@@ -14,6 +14,7 @@ use guestlens::block::cache::ClusterCache;
 use guestlens::block::memory::MemoryBackend;
 use guestlens::formats::{OpenOptions, open_device_among};
 use support::fuzz::{Rng, mutate, mutate_text, run};
+use support::vmdk::{cowd, descriptor, se_sparse};
 use support::{shell, workdir};
 
 struct Seed {
@@ -26,6 +27,8 @@ struct Seed {
     text: Range<usize>,
     /// What the image refers to.
     others: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Headers and tables in those.
+    other_places: Vec<Range<usize>>,
 }
 
 struct Bench {
@@ -45,7 +48,9 @@ impl Bench {
         }
     }
 
-    fn exercise(&self, seed: &Seed, bytes: Vec<u8>, rng: &mut Rng) {
+    /// Uses everything an image offers, within bounds. With `others`, what the image refers to is
+    /// changed as well in half of the cases.
+    fn exercise(&self, seed: &Seed, bytes: Vec<u8>, rng: &mut Rng, others: bool) {
         let device = |bytes: Vec<u8>| {
             MemoryBackend::from_bytes(bytes)
                 .into_device()
@@ -60,7 +65,13 @@ impl Bench {
         let provided = seed
             .others
             .iter()
-            .map(|(name, bytes)| (name.clone(), device(bytes.clone())))
+            .map(|(name, bytes)| {
+                let mut bytes = bytes.clone();
+                if others && rng.one_in(2) {
+                    change_tables(rng, &mut bytes, &seed.other_places);
+                }
+                (name.clone(), device(bytes))
+            })
             .collect();
         let Ok(image) = open_device_among(device(bytes), Path::new("fuzzed"), provided, &options)
         else {
@@ -156,6 +167,18 @@ fn mutated(seed: &Seed, rng: &mut Rng) -> Vec<u8> {
     image
 }
 
+/// Changes a header or table, or the value of one entry.
+fn change_tables(rng: &mut Rng, bytes: &mut [u8], places: &[Range<usize>]) {
+    let range = places[rng.index(places.len())].clone();
+    let slot = range.start + rng.index((range.len() / 4).max(1)) * 4;
+    if rng.one_in(2) && slot + 4 <= bytes.len() {
+        let value = rng.below(bytes.len() as u64 / 512 + 3) as u32;
+        bytes[slot..slot + 4].copy_from_slice(&value.to_le_bytes());
+    } else {
+        mutate(rng, bytes, range);
+    }
+}
+
 fn peak_memory_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap();
@@ -172,15 +195,20 @@ fn fuzz(seeds: &[Seed], cases: u64) {
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     for seed in seeds {
         let before = (count(&bench.opened), count(&bench.failed));
-        bench.exercise(seed, seed.bytes.clone(), &mut Rng::new(1));
+        bench.exercise(seed, seed.bytes.clone(), &mut Rng::new(1), false);
         let after = (count(&bench.opened), count(&bench.failed));
         assert_eq!(after, (before.0 + 1, before.1), "{}", seed.name);
     }
     let started = std::time::Instant::now();
     run(cases, |_, rng| {
         let seed = &seeds[rng.index(seeds.len())];
-        let image = mutated(seed, rng);
-        bench.exercise(seed, image, rng);
+        // Often only what the image refers to is changed.
+        let image = if !seed.others.is_empty() && rng.one_in(2) {
+            seed.bytes.clone()
+        } else {
+            mutated(seed, rng)
+        };
+        bench.exercise(seed, image, rng, true);
     });
     eprintln!(
         "{:?}, {} opened, {} reads, {} failed reads, peak {} KiB",
@@ -213,6 +241,7 @@ fn seed(dir: &Path, name: &'static str, format: &'static str, others: &[&str]) -
         places: std::iter::once(0..bytes.len().min(512)).collect(),
         text: 0..0,
         others,
+        other_places: std::iter::once(0..512).collect(),
         bytes,
     }
 }
@@ -242,6 +271,38 @@ fn mutated_vmdk_images() {
             &["twoGbMaxExtentSparse-s001.vmdk"],
         ),
     ];
+    // Extents of ESX, with what they are below.
+    let content = support::disk::content(64 << 10, 1);
+    let sectors = content.len() / 512;
+    for (name, kind, line, extent, places) in [
+        (
+            "cowd",
+            "vmfsSparse",
+            "VMFSSPARSE",
+            cowd(&content, 1),
+            vec![0..40, 2048..2052, 2560..2600],
+        ),
+        (
+            "se",
+            "seSparse",
+            "SESPARSE",
+            se_sparse(&content),
+            vec![0..208, 512..544, 2048..2056, 4096..4300],
+        ),
+    ] {
+        let text = descriptor(
+            kind,
+            Some("base"),
+            &format!("RW {sectors} {line} \"{name}\"\n"),
+        );
+        std::fs::write(dir.path().join(name), extent).unwrap();
+        let base = descriptor("vmfs", None, &format!("RW {sectors} ZERO\n"));
+        std::fs::write(dir.path().join("base"), base).unwrap();
+        std::fs::write(dir.path().join("esx.vmdk"), text).unwrap();
+        let mut seed = seed(dir.path(), "esx.vmdk", "vmdk", &[name, "base"]);
+        seed.other_places = places;
+        seeds.push(seed);
+    }
     for seed in &mut seeds {
         if seed.bytes.starts_with(b"KDMV") {
             seed.text = 512..1400;
@@ -338,7 +399,7 @@ fn mutated_compressed_data() {
         .collect();
     let bench = Bench::new();
     for seed in &indexed {
-        bench.exercise(seed, seed.bytes.clone(), &mut Rng::new(2));
+        bench.exercise(seed, seed.bytes.clone(), &mut Rng::new(2), false);
     }
     fuzz(&seeds, 100_000);
 }

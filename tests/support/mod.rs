@@ -24,6 +24,7 @@ pub mod qemu_io;
 pub mod storage_daemon;
 pub mod vhd;
 pub mod vhdx;
+pub mod vmdk;
 pub mod walk;
 
 use std::fs::OpenOptions;
