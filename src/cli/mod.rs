@@ -16,6 +16,7 @@
 //! | [`progress`] | how far a long copy is |
 //! | [`session`] | opens the guest and chooses the tree a verb looks at |
 //! | [`size`] | sizes as people type them |
+//! | [`target`] | an image that a verb changes as a whole |
 //! | [`text`] | how modes, times, sizes and guest names are written |
 //! | [`walk`] | everything below a directory of the guest |
 //! | [`command`] | one file per verb |
@@ -39,6 +40,7 @@ pub mod pax;
 pub mod progress;
 pub mod session;
 pub mod size;
+pub mod target;
 pub mod text;
 pub mod walk;
 

@@ -6,6 +6,7 @@
 //! | [`check`] | checking and repairing an image file |
 //! | [`detect`] | the table of formats, and which one a file is of |
 //! | [`error`] | [`error::FormatError`] |
+//! | [`mod@rebase`] | moving content along a backing chain |
 //! | [`reference`] | which files an image may make us open |
 //! | [`host_file`] | opening and locking files of the host |
 //! | [`info`] | what is known about an image, in the words of qemu-img |
@@ -52,6 +53,7 @@ pub mod qcow2;
 pub mod raw;
 pub mod raw_build;
 pub mod read_ahead;
+pub mod rebase;
 pub mod reference;
 pub mod slices;
 pub mod vdi;

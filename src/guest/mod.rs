@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`discover`] | [`discover::Guest`]: images → disks → partitions → filesystems |
 //! | [`mounts`] | the guest's fstab → which filesystem goes where |
+//! | [`reach`] | what of a disk must not be cut off |
 //! | [`view`] | [`view::GuestView`]: one path tree over several filesystems, our own path walk |
 //! | [`error`] | [`error::GuestError`] |
 //!
@@ -22,6 +23,7 @@
 pub mod discover;
 pub mod error;
 pub mod mounts;
+pub mod reach;
 pub mod view;
 
 pub use discover::{Content, Disk, Guest, GuestOptions, ImageArgument, Volume};

@@ -3,6 +3,7 @@
 pub mod capabilities;
 pub mod cat;
 pub mod check;
+pub mod commit;
 pub mod compare;
 pub mod convert;
 pub mod cp;
@@ -18,6 +19,9 @@ pub mod mount;
 mod mount_contents;
 pub mod nbd;
 pub mod network;
+pub mod rebase;
+pub mod resize;
+pub mod snapshot;
 pub mod stat;
 pub mod tar_out;
 pub mod umount;
@@ -71,6 +75,14 @@ pub enum Command {
     Compare(compare::CompareArgs),
     /// Tell whether a file from anywhere is safe to be taken as a disk image
     Verify(verify::VerifyArgs),
+    /// Make a disk longer or shorter
+    Resize(resize::ResizeArgs),
+    /// List, take, apply, delete, extract snapshots inside an image
+    Snapshot(snapshot::SnapshotArgs),
+    /// Give an image another backing file, or none
+    Rebase(rebase::RebaseArgs),
+    /// Write what an image holds into its backing file
+    Commit(commit::CommitArgs),
     /// Show what this build can do
     Capabilities(capabilities::CapabilitiesArgs),
     /// Write a part of the guest as a tar archive
@@ -101,6 +113,10 @@ pub fn run(command: Command, log: &LogArgs, out: &mut Output) -> Outcome {
         Command::Df(args) => filesystems::usage(&args, out),
         Command::Map(args) => map::run(&args, out),
         Command::Check(args) => check::run(&args, out),
+        Command::Resize(args) => resize::run(&args, out),
+        Command::Snapshot(args) => snapshot::run(&args, log, out),
+        Command::Rebase(args) => rebase::run(&args, log, out),
+        Command::Commit(args) => commit::run(&args, log, out),
         Command::Create(args) => create::run(&args, out),
         Command::Convert(args) => convert::run(&args, log, out),
         Command::Compare(args) => compare::run(&args, log, out),

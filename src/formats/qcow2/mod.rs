@@ -138,6 +138,25 @@ pub fn open_with(
     assemble(file, &header, references, cache, info, options.write)
 }
 
+/// As [`open_with`], over `references.backing`, or over nothing, whatever backing file the image
+/// names.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_over(
+    file: BlockDevice,
+    references: References,
+    options: &OpenOptions,
+    info: ImageInfo,
+) -> Result<Qcow2Image> {
+    let header = Header {
+        backing_name: None,
+        ..read_header(&file)?
+    };
+    let cache = Arc::clone(&options.cache);
+    assemble(file, &header, references, cache, info, options.write)
+}
+
 /// Opens an image in `file` for reading. Of `info` the name, actual size and lock state are kept.
 ///
 /// # Errors

@@ -1,0 +1,107 @@
+//! `guestlens resize`: a longer or shorter disk.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::block::BlockDevice;
+use crate::cli::complain;
+use crate::cli::exit::Exit;
+use crate::cli::failure::{Failure, Outcome};
+use crate::cli::output::Output;
+use crate::cli::size;
+use crate::cli::target::{self, TargetArgs};
+use crate::guest::reach;
+
+/// Arguments of `resize`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Only the disk changes its size; partitions and filesystems in it stay as they are. A disk is never cut
+off where a partition or filesystem still reaches.")]
+pub struct ResizeArgs {
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+
+    /// The new size (10G), or how much to add (+1G) or to take off (-1G)
+    #[arg(value_name = "SIZE", allow_hyphen_values = true)]
+    pub size: String,
+
+    /// Allow making it shorter
+    #[arg(long)]
+    pub shrink: bool,
+
+    /// What was done, as one JSON document
+    #[arg(long)]
+    pub json: bool,
+
+    /// How the image is opened.
+    #[command(flatten)]
+    pub open: TargetArgs,
+}
+
+/// Resizes.
+///
+/// # Errors
+/// If the image cannot be opened or resized, or something would be cut off.
+pub fn run(args: &ResizeArgs, out: &mut Output) -> Outcome {
+    let number = args.size.trim_start_matches(['+', '-']);
+    let number = size::parse(number).map_err(Failure::usage)?;
+    let image = args.open.open(&args.image, true)?;
+    let old = image.device().len();
+    let new = match args.size.chars().next() {
+        Some('+') => old.checked_add(number),
+        Some('-') => old.checked_sub(number),
+        _ => Some(number),
+    };
+    let new = new
+        .ok_or_else(|| Failure::usage(format!("the disk has {old} bytes, which leaves no size")))?;
+    if !new.is_multiple_of(512) || new == 0 {
+        return Err(Failure::usage(format!(
+            "the size would be {new}, which is no multiple of 512 bytes"
+        )));
+    }
+    if new < old {
+        check_shrink(args, &image.device(), old, new)?;
+    }
+    if new != old {
+        let writer = target::writer(&image)?;
+        writer.resize(new)?;
+        writer.close()?;
+    }
+    if args.json {
+        out.json(&json!({
+            "filename": args.image.to_string_lossy(),
+            "format": image.info().format,
+            "old-size": old,
+            "virtual-size": new,
+        }))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn check_shrink(args: &ResizeArgs, disk: &BlockDevice, old: u64, new: u64) -> Outcome<()> {
+    if !args.shrink {
+        return Err(Failure::new(format!(
+            "the disk would become shorter: {old} to {new} bytes"
+        ))
+        .with_hint("--shrink allows that, if nothing is cut off"));
+    }
+    let Some(reach) = reach::reach(disk, new)? else {
+        return Ok(());
+    };
+    if reach.end > new {
+        return Err(Failure::new(format!(
+            "{} would be cut off: it ends at byte {}, the disk would at {new}",
+            reach.what, reach.end
+        ))
+        .with_hint("make filesystem and partition smaller first, inside the guest"));
+    }
+    if reach.gpt {
+        complain(
+            "the backup of the partition table at the end of the disk is cut off; sgdisk -e in the guest writes a new one",
+        );
+    }
+    Ok(())
+}

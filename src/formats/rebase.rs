@@ -1,0 +1,439 @@
+//! Moving content along a backing chain: rebase and commit.
+//!
+//! Rebasing an image onto another backing file, so that its disk stays what it is:
+//!
+//! 1. what the old backing file shows and the new one does not, where the image itself holds
+//!    nothing, is written into the image. It is what the disk shows anyway, so a crash changes
+//!    nothing. Flush;
+//! 2. the header names the new backing file ([`super::qcow2::backing`]). This is the moment.
+//!
+//! Committing an image into its backing file:
+//!
+//! 1. the backing file is made as long as the disk, if it is shorter;
+//! 2. what the image holds is written into the backing file; there, too, the image's own clusters
+//!    show it already. Flush and close the backing file: durable and without leaks;
+//! 3. the image is emptied, so that all of it shows from the backing file.
+//!
+//! Both lock the image as one that is written to; committing locks the backing file the same way.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::api::{Image, ImageInfo, OpenOptions, backing_format, open_path};
+use super::detect::{self, Format};
+use super::error::{FormatError, FormatErrorKind, Result};
+use super::host_file::{FileId, HostFile, shown};
+use super::qcow2::{self, References, encryption::Encryption};
+use super::reference::{Chain, Link};
+use crate::block::lock::LockMode;
+use crate::block::{BlockDevice, ExtentKind};
+use crate::ondisk::bytes::is_zero;
+use crate::ondisk::units::{to_u64, to_usize};
+
+/// Bytes copied at once.
+const PIECE: u64 = 1 << 20;
+/// Bytes compared at once; what differs is copied in units of it.
+const UNIT: u64 = 64 << 10;
+
+/// A backing file an image is to have.
+#[derive(Clone, Debug)]
+pub struct NewBacking {
+    /// As the image is to name it: relative to the image's directory, or absolute.
+    pub name: PathBuf,
+    /// Its format.
+    pub format: String,
+}
+
+/// Told how many bytes of the disk are done, piece by piece.
+pub type Progress<'a> = &'a mut dyn FnMut(u64);
+
+/// Names another backing file without looking at contents; that the new one shows the same is the
+/// caller's claim. Neither file has to be there.
+///
+/// # Errors
+/// As [`qcow2::backing::set`], or of opening the image.
+pub fn rename_backing(path: &Path, new: Option<&NewBacking>, options: &OpenOptions) -> Result<()> {
+    let new = new.map(NewBacking::checked).transpose()?;
+    let image = Overlay::open(path, options)?;
+    qcow2::write::prepare::check_writable(&image.header)?;
+    qcow2::backing::set(
+        &image.file,
+        &image.header,
+        new.as_ref().map(Checked::fields),
+    )
+}
+
+/// Gives an image another backing file, or none, so that its disk stays the same. Returns how many
+/// bytes were written into the image for that.
+///
+/// # Errors
+/// Of opening, reading and writing the files.
+pub fn rebase(
+    path: &Path,
+    new: Option<&NewBacking>,
+    options: &OpenOptions,
+    progress: Progress<'_>,
+) -> Result<u64> {
+    let reading = OpenOptions {
+        write: false,
+        ..options.clone()
+    };
+    let new = new.map(NewBacking::checked).transpose()?;
+    let (old, info) = {
+        let image = open_path(path, &reading)?;
+        (image.backing().cloned(), image.info().clone())
+    };
+    let new_image = match &new {
+        None => None,
+        Some(new) => {
+            let directory = path.parent().unwrap_or(Path::new(""));
+            let place = directory.join(&new.name);
+            if id(&place).is_some_and(|there| id(path) == Some(there)) {
+                return Err(FormatError::new(
+                    FormatErrorKind::NotAllowed,
+                    "an image is not its own backing file",
+                ));
+            }
+            let options = OpenOptions {
+                format: Some(new.format.name().into()),
+                ..reading.clone()
+            };
+            Some(open_path(&place, &options).map_err(|e| e.within("the new backing file"))?)
+        }
+    };
+    let below = new_image.as_ref().map(|image| image.device());
+    let image = Overlay::open(path, options)?.over(new_image, options, info)?;
+    let copied = copy_differences(
+        &image.device(),
+        old.as_ref().map(|image| image.device()).as_ref(),
+        below.as_ref(),
+        progress,
+    )?;
+    let writer = image.writer().ok_or_else(not_writable)?;
+    image.device().flush()?;
+    writer.set_backing(new.as_ref().map(Checked::fields))?;
+    writer.close()?;
+    Ok(copied)
+}
+
+/// Writes what an image holds into its backing file. Unless `keep`, the image is empty afterwards.
+/// Returns how many bytes of the disk were written.
+///
+/// # Errors
+/// Of opening, reading and writing the files; an error before the backing file is durable leaves
+/// the image as it was.
+pub fn commit(
+    path: &Path,
+    keep: bool,
+    options: &OpenOptions,
+    progress: Progress<'_>,
+) -> Result<u64> {
+    let overlay = Overlay::open(path, options)?;
+    let header = &overlay.header;
+    let Some(name) = &header.backing_name else {
+        return Err(FormatError::new(
+            FormatErrorKind::Unsupported,
+            "the image has no backing file to commit into",
+        ));
+    };
+    let format = backing_format(name, header.backing_format.as_deref())?;
+    let mut chain = overlay.chain(options);
+    let place = chain.follow(name, (Link::Backing, "backing file"), path, false)?;
+    let (base_path, base_id) = (place.path().to_owned(), place.id());
+    drop(place);
+    let writing = OpenOptions {
+        format: Some(format.name().into()),
+        write: true,
+        ..options.clone()
+    };
+    let open_base = || -> Result<Arc<dyn Image>> {
+        let base = open_path(&base_path, &writing)
+            .map_err(|e| e.within("the backing file, which is to be written to"))?;
+        // It was found by a name in the image; that it is still the same file is checked again.
+        if id(&base_path) != Some(base_id) {
+            return Err(FormatError::new(
+                FormatErrorKind::Busy,
+                format!("{} was replaced while it was opened", shown(&base_path)),
+            ));
+        }
+        Ok(base)
+    };
+    let disk_len = header.size;
+    let info = overlay.info();
+    let image = overlay.over(None, options, info)?;
+    let mut base = open_base()?;
+    // 1.
+    if base.device().len() < disk_len {
+        let writer = base.writer().ok_or_else(not_writable)?;
+        writer.resize(disk_len)?;
+        writer.close()?;
+        drop(base);
+        base = open_base()?;
+    }
+    // 2.
+    let copied = copy_stored(&image.device(), &base.device(), progress)?;
+    base.device().flush()?;
+    base.writer().ok_or_else(not_writable)?.close()?;
+    drop(base);
+    // 3.
+    if !keep {
+        let writer = image.writer().ok_or_else(not_writable)?;
+        writer.make_empty()?;
+        writer.close()?;
+    }
+    Ok(copied)
+}
+
+fn not_writable() -> FormatError {
+    FormatError::new(
+        FormatErrorKind::Unsupported,
+        "the image was not opened for writing",
+    )
+}
+
+fn id(path: &Path) -> Option<FileId> {
+    std::fs::metadata(path).ok().map(|m| FileId::of(&m))
+}
+
+struct Checked {
+    name: PathBuf,
+    format: Format,
+}
+
+impl NewBacking {
+    fn checked(&self) -> Result<Checked> {
+        Ok(Checked {
+            name: self.name.clone(),
+            format: Format::by_name(&self.format)?,
+        })
+    }
+}
+
+impl Checked {
+    fn fields(&self) -> (&[u8], &[u8]) {
+        (
+            self.name.as_os_str().as_bytes(),
+            self.format.name().as_bytes(),
+        )
+    }
+}
+
+/// A qcow2 image locked for writing, without what lies below it.
+struct Overlay {
+    file: BlockDevice,
+    header: qcow2::header::Header,
+    path: PathBuf,
+    id: HostFile,
+    actual_size: u64,
+    warnings: Vec<String>,
+}
+
+impl Overlay {
+    fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let within = |e: FormatError| e.within(format!("cannot open {}", shown(path)));
+        let place = HostFile::open(path, true)?;
+        let warnings = place.lock(LockMode::Write, options.force)?;
+        // What references are relative to; without a lock of its own.
+        let id = HostFile::open(path, false)?;
+        let actual_size = place.actual_size();
+        let file = place.into_device(true)?;
+        let format = match &options.format {
+            Some(name) => Format::by_name(name)?,
+            None => detect::detect(&file)?,
+        };
+        if format != Format::Qcow2 {
+            return Err(within(FormatError::new(
+                FormatErrorKind::Unsupported,
+                format!(
+                    "images of format {} have no backing file here",
+                    format.name()
+                ),
+            )));
+        }
+        let header = qcow2::read_header(&file).map_err(within)?;
+        Ok(Self {
+            file,
+            header,
+            path: path.to_owned(),
+            id,
+            actual_size,
+            warnings,
+        })
+    }
+
+    fn chain<'a>(&self, options: &'a OpenOptions) -> Chain<'a> {
+        Chain::new(&options.policy, &self.id)
+    }
+
+    fn info(&self) -> ImageInfo {
+        ImageInfo {
+            filename: self.path.clone(),
+            format: Format::Qcow2.name(),
+            format_detected: false,
+            virtual_size: 0,
+            actual_size: self.actual_size,
+            cluster_size: None,
+            dirty_flag: false,
+            live: false,
+            backing_filename: None,
+            backing_filename_format: None,
+            full_backing_filename: None,
+            encrypted: false,
+            snapshots: Vec::new(),
+            format_specific: serde_json::Value::Null,
+            warnings: self.warnings.clone(),
+        }
+    }
+
+    /// Opens it for writing over another backing image than it names, or none.
+    fn over(
+        self,
+        backing: Option<Arc<dyn Image>>,
+        options: &OpenOptions,
+        info: ImageInfo,
+    ) -> Result<qcow2::Qcow2Image> {
+        if self.header.data_file.is_some() {
+            return Err(FormatError::new(
+                FormatErrorKind::Unsupported,
+                "not done for images with an external data file",
+            ));
+        }
+        let encryption =
+            Encryption::open(&self.file, &self.header, &options.keys, &shown(&self.path))?;
+        let options = OpenOptions {
+            write: true,
+            ..options.clone()
+        };
+        let references = References {
+            backing,
+            encryption,
+            ..References::default()
+        };
+        qcow2::open_over(self.file, references, &options, info)
+    }
+}
+
+/// Writes into `image`, which lies on `new`, what it would show on `old` and does not.
+fn copy_differences(
+    image: &BlockDevice,
+    old: Option<&BlockDevice>,
+    new: Option<&BlockDevice>,
+    progress: Progress<'_>,
+) -> Result<u64> {
+    let (mut at, mut copied) = (0_u64, 0_u64);
+    let (mut was, mut is) = (Vec::new(), Vec::new());
+    while at < image.len() {
+        let rest = image.len().saturating_sub(at);
+        let extent = image.extent_at(at, rest)?;
+        let own = extent.depth == 0 && extent.kind != ExtentKind::Hole;
+        let len = if own {
+            extent.len
+        } else {
+            let len = extent
+                .len
+                .min(zero_or_piece(old, at))
+                .min(zero_or_piece(new, at));
+            if !(reads_zero(old, at, len)? && reads_zero(new, at, len)?) {
+                // Units are counted from the start of the disk, so that clusters are whole.
+                let unit_end = at.saturating_add(PIECE) & !UNIT.wrapping_sub(1);
+                let len = len.min(unit_end.saturating_sub(at));
+                read_below(old, at, len, &mut was)?;
+                read_below(new, at, len, &mut is)?;
+                copied = copied.saturating_add(write_changes(image, at, &was, &is)?);
+                len
+            } else {
+                len
+            }
+        };
+        progress(len);
+        at = at.saturating_add(len);
+    }
+    Ok(copied)
+}
+
+/// Runs of the device below are looked at one by one; past its end there is only one.
+fn zero_or_piece(below: Option<&BlockDevice>, at: u64) -> u64 {
+    match below {
+        Some(device) if at < device.len() => {
+            let rest = device.len().saturating_sub(at);
+            device.extent_at(at, rest).map_or(PIECE, |e| e.len)
+        }
+        _ => u64::MAX,
+    }
+}
+
+fn reads_zero(below: Option<&BlockDevice>, at: u64, len: u64) -> Result<bool> {
+    match below {
+        Some(device) if at < device.len() => {
+            let len = len.min(device.len().saturating_sub(at));
+            let extent = device.extent_at(at, len)?;
+            Ok(extent.reads_zero() && extent.len >= len)
+        }
+        _ => Ok(true),
+    }
+}
+
+fn read_below(below: Option<&BlockDevice>, at: u64, len: u64, into: &mut Vec<u8>) -> Result<()> {
+    into.clear();
+    into.resize(to_usize(len).unwrap_or(0), 0);
+    if let Some(device) = below {
+        device.read_some_at(at, into)?;
+    }
+    Ok(())
+}
+
+fn write_changes(image: &BlockDevice, at: u64, was: &[u8], is: &[u8]) -> Result<u64> {
+    let mut copied = 0_u64;
+    let mut here = at;
+    let (mut was, mut is) = (was, is);
+    while !was.is_empty() {
+        let unit = UNIT.saturating_sub(here % UNIT);
+        let len = to_usize(unit).unwrap_or(usize::MAX).min(was.len());
+        let (Some((old, old_rest)), Some((new, new_rest))) =
+            (was.split_at_checked(len), is.split_at_checked(len))
+        else {
+            break;
+        };
+        if old != new {
+            if is_zero(old) {
+                image.write_zeroes(here, to_u64(len), true)?;
+            } else {
+                image.write_all_at(here, old)?;
+            }
+            copied = copied.saturating_add(to_u64(len));
+        }
+        (was, is) = (old_rest, new_rest);
+        here = here.saturating_add(to_u64(len));
+    }
+    Ok(copied)
+}
+
+/// Writes what `image` itself holds to `base`, which is as long.
+fn copy_stored(image: &BlockDevice, base: &BlockDevice, progress: Progress<'_>) -> Result<u64> {
+    let (mut at, mut copied) = (0_u64, 0_u64);
+    let mut buffer = Vec::new();
+    while at < image.len() {
+        let rest = image.len().saturating_sub(at);
+        let extent = image.extent_at(at, rest)?;
+        let len = match extent.kind {
+            ExtentKind::Hole => extent.len,
+            ExtentKind::Zero => {
+                base.write_zeroes(at, extent.len, true)?;
+                copied = copied.saturating_add(extent.len);
+                extent.len
+            }
+            ExtentKind::Data => {
+                let len = extent.len.min(PIECE);
+                buffer.resize(to_usize(len).unwrap_or(0), 0);
+                image.read_exact_at(at, &mut buffer)?;
+                base.write_all_at(at, &buffer)?;
+                copied = copied.saturating_add(len);
+                len
+            }
+        };
+        progress(len);
+        at = at.saturating_add(len);
+    }
+    Ok(copied)
+}

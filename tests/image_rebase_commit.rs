@@ -1,0 +1,256 @@
+//! `guestlens rebase` and `guestlens commit`: the disk stays what it is, as qemu-img sees it.
+
+mod support;
+
+use std::path::Path;
+
+use support::{guestlens, run, shell, tool, workdir};
+
+fn does(arguments: &[&str], dir: &Path) {
+    run(guestlens().current_dir(dir).args(arguments));
+}
+
+fn check(dir: &Path, image: &str) {
+    run(tool("qemu-img")
+        .current_dir(dir)
+        .args(["check", "-q", "-f", "qcow2", image]));
+}
+
+/// An image on `old`, which differs from `new` in many ways: other data, data against zeroes both
+/// ways, other lengths.
+fn make(dir: &Path, options: &str) {
+    shell(
+        dir,
+        &format!(
+            "qemu-img create -q -f qcow2 old 7M; qemu-img create -q -f qcow2 new 9M
+             qemu-io -f qcow2 -c 'write -P 1 0 1M' -c 'write -P 2 3M 100k' -c 'write -P 3 5M 1M' old >/dev/null
+             qemu-io -f qcow2 -c 'write -P 1 0 500k' -c 'write -P 9 4M 70k' -c 'write -P 3 5M 1500k' -c 'write -P 6 7M 2M' new >/dev/null
+             qemu-img create -q -f qcow2 -o {options} -b old -F qcow2 i.qcow2 8M
+             qemu-io -f qcow2 -c 'write -P 4 200k 30k' -c 'write -P 5 4100k 10k' -c 'write -z 5200k 200k' i.qcow2 >/dev/null
+             qemu-img convert -O raw i.qcow2 want"
+        ),
+    );
+}
+
+const OPTIONS: [&str; 5] = [
+    "compat=1.1",
+    "compat=0.10",
+    "cluster_size=512",
+    "extended_l2=on",
+    "cluster_size=1M,compression_type=zstd",
+];
+
+#[test]
+fn rebasing_keeps_the_disk() {
+    for options in OPTIONS {
+        let dir = workdir();
+        let dir = dir.path();
+        make(dir, options);
+        does(
+            &[
+                "rebase",
+                "i.qcow2",
+                "--backing",
+                "new",
+                "--backing-format",
+                "qcow2",
+            ],
+            dir,
+        );
+        check(dir, "i.qcow2");
+        let info = shell(dir, "qemu-img info i.qcow2");
+        assert!(info.contains("backing file: new"), "{info}");
+        assert!(info.contains("backing file format: qcow2"), "{info}");
+        shell(dir, "qemu-img compare -q -F raw i.qcow2 want");
+        // Moved and renamed.
+        shell(dir, "mkdir deep; mv new deep/newer");
+        does(
+            &[
+                "rebase",
+                "--unsafe",
+                "i.qcow2",
+                "--backing",
+                "deep/newer",
+                "--backing-format",
+                "qcow2",
+            ],
+            dir,
+        );
+        shell(dir, "qemu-img compare -q -F raw i.qcow2 want");
+        does(&["rebase", "i.qcow2", "--no-backing"], dir);
+        check(dir, "i.qcow2");
+        let info = shell(dir, "rm -r deep old; qemu-img info i.qcow2");
+        assert!(!info.contains("backing"), "{info}");
+        shell(dir, "qemu-img compare -q -F raw i.qcow2 want");
+    }
+}
+
+#[test]
+fn names_of_any_length_find_room() {
+    let dir = workdir();
+    let dir = dir.path();
+    for (n, options) in [
+        "cluster_size=64k",
+        "cluster_size=4k",
+        "compat=0.10",
+        "cluster_size=512",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        shell(
+            dir,
+            &format!(
+                "qemu-img create -q -f qcow2 -o {options} n{n}.qcow2 8M
+                 qemu-io -f qcow2 -c 'write -P 4 200k 30k' n{n}.qcow2 >/dev/null
+                 qemu-img convert -O raw n{n}.qcow2 want{n}"
+            ),
+        );
+        for len in [1, 200, 300, 900, 5, 1023] {
+            // Directories, because a name has at most 255 bytes.
+            let name = format!("{}/b", "./".repeat(len / 2));
+            let name = &name[name.len().saturating_sub(len)..];
+            let image = format!("n{n}.qcow2");
+            let output = guestlens()
+                .current_dir(dir)
+                .args(["rebase", "--unsafe", &image, "--backing", name])
+                .args(["--backing-format", "raw"])
+                .output()
+                .unwrap();
+            if options == "cluster_size=512" && len > 300 {
+                assert_eq!(output.status.code(), Some(1), "{len}");
+                continue;
+            }
+            assert!(output.status.success(), "{options} {len}: {output:?}");
+            let info = shell(dir, &format!("qemu-img info --output=json -U {image}"));
+            assert!(
+                info.contains(&format!("\"backing-filename\": \"{name}\"")),
+                "{info}"
+            );
+            assert!(
+                info.contains("\"backing-filename-format\": \"raw\""),
+                "{info}"
+            );
+        }
+        does(
+            &["rebase", "--unsafe", &format!("n{n}.qcow2"), "--no-backing"],
+            dir,
+        );
+        check(dir, &format!("n{n}.qcow2"));
+        shell(
+            dir,
+            &format!("qemu-img compare -q -F raw n{n}.qcow2 want{n}"),
+        );
+    }
+}
+
+#[test]
+fn committing_moves_the_disk_down() {
+    for (options, format, keep) in [
+        ("compat=1.1", "qcow2", false),
+        ("compat=0.10", "qcow2", true),
+        ("cluster_size=512", "raw", false),
+        ("extended_l2=on", "raw", true),
+        ("cluster_size=1M,compression_type=zstd", "qcow2", false),
+    ] {
+        let dir = workdir();
+        let dir = dir.path();
+        make(dir, options);
+        if format == "raw" {
+            shell(
+                dir,
+                "qemu-img convert -O raw old old.raw; mv old.raw old; qemu-img rebase -u -F raw -b old i.qcow2",
+            );
+        }
+        let mut arguments = vec!["commit", "i.qcow2"];
+        if keep {
+            arguments.push("--keep");
+        }
+        does(&arguments, dir);
+        check(dir, "i.qcow2");
+        if format == "qcow2" {
+            check(dir, "old");
+        }
+        shell(
+            dir,
+            &format!(
+                "qemu-img compare -q -F raw i.qcow2 want
+                 qemu-img compare -q -f {format} -F raw old want"
+            ),
+        );
+        let map = shell(dir, "qemu-img map --output=json i.qcow2");
+        assert_eq!(map.contains("\"depth\": 0,"), keep, "{options}: {map}");
+    }
+}
+
+#[test]
+fn what_is_in_use_or_not_allowed_is_refused() {
+    let dir = workdir();
+    let dir = dir.path();
+    make(dir, "compat=1.1");
+    let fails = |arguments: &[&str], text: &str| {
+        let output = guestlens()
+            .current_dir(dir)
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains(text), "{arguments:?}: {stderr}");
+    };
+    fails(
+        &[
+            "rebase",
+            "i.qcow2",
+            "--backing",
+            "i.qcow2",
+            "--backing-format",
+            "qcow2",
+        ],
+        "own backing",
+    );
+    fails(
+        &[
+            "rebase",
+            "i.qcow2",
+            "--backing",
+            "none",
+            "--backing-format",
+            "qcow2",
+        ],
+        "none",
+    );
+    fails(&["commit", "old"], "no backing file");
+    {
+        let _reader = support::qemu_io::QemuIo::open(&dir.join("old"), &["-r"]);
+        fails(&["commit", "i.qcow2"], "in use");
+    }
+    // A backing file outside of the image's directory is not written to unless that is allowed.
+    let elsewhere = workdir();
+    std::fs::copy(dir.join("old"), elsewhere.path().join("old")).unwrap();
+    let place = elsewhere.path().join("old");
+    let place = place.to_str().unwrap();
+    does(
+        &[
+            "rebase",
+            "--unsafe",
+            "i.qcow2",
+            "--backing",
+            place,
+            "--backing-format",
+            "qcow2",
+        ],
+        dir,
+    );
+    fails(&["commit", "i.qcow2"], "--allow-backing");
+    does(
+        &[
+            "commit",
+            "i.qcow2",
+            "--allow-backing",
+            elsewhere.path().to_str().unwrap(),
+        ],
+        dir,
+    );
+    shell(dir, "qemu-img compare -q -F raw i.qcow2 want");
+}
