@@ -12,13 +12,10 @@ use support::crash::Flushes;
 use support::failing::Calls;
 use support::fuzz::Rng;
 use support::guest_disk::{History, SECTOR, Step, contents, identify};
-use support::qcow2_run::{self, Failed, Files, KINDS, Kind, Mix, Run, WHOLE_IMAGE};
+use support::qcow2_run::{self, Failed, Files, KINDS, Kind, Run};
 use support::{is_root, run, shell, skip, tool, workdir};
 
-const MIX: Mix = Mix {
-    steps: 25,
-    whole_image: WHOLE_IMAGE,
-};
+const STEPS: usize = 30;
 const SEED: u64 = 11;
 
 /// Random steps and the end, until something fails; fails itself if a failure is not reported.
@@ -27,9 +24,9 @@ fn go(kind: &Kind, files: &Files, calls: &Calls) -> Result<(), Option<Box<Run>>>
     let Ok(mut run) = Run::start(files, Flushes::default(), SEED, below) else {
         return Err(None);
     };
-    for number in 0..=MIX.steps {
-        let result = if number < MIX.steps {
-            run.random_step(MIX)
+    for number in 0..=STEPS {
+        let result = if number < STEPS {
+            run.random_step()
         } else {
             run.close()
         };
@@ -120,12 +117,12 @@ fn every_call_of_plain_images() {
 
 #[test]
 fn every_call_with_subclusters_and_snapshots() {
-    fail_every_call(&KINDS[5..9]);
+    fail_every_call(&KINDS[5..10]);
 }
 
 #[test]
 fn every_call_with_compressed_clusters_and_other_files() {
-    fail_every_call(&KINDS[9..]);
+    fail_every_call(&KINDS[10..]);
 }
 
 /// A small filesystem of its own, gone when dropped.

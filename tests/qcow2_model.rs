@@ -13,13 +13,12 @@ use std::time::Duration;
 
 use guestlens::formats::{FormatErrorKind, Image, OpenOptions, open_path};
 use support::images::{Backing, Data, Random, Variant, make, pairwise};
-use support::qcow2_run::WHOLE_IMAGE;
 use support::{tool, workdir};
 
 /// Images of all shards together.
 const IMAGES: usize = 208;
 const SHARDS: usize = 4;
-const STEPS: u64 = 40;
+const STEPS: u64 = 28;
 
 fn open(image: &Path, write: bool) -> Arc<dyn Image> {
     let options = OpenOptions {
@@ -126,7 +125,6 @@ impl Subject {
                 }
             }
             35 => self.reopen(),
-            _ if !WHOLE_IMAGE => {}
             36 => self.grow(),
             _ => self.snapshot(),
         }
@@ -147,8 +145,9 @@ impl Subject {
     fn grow(&mut self) {
         let cluster = 1_u64 << self.variant.cluster_bits;
         let more = 512 * (1 + self.random.below(2 * cluster.min(1 << 20) / 512));
-        // A raw data file must be as long as the disk; that is its owner's to see to.
-        if self.disk.len() > 6 << 20 || self.variant.data == Data::ExternalRaw {
+        // Snapshots of version 2 do not record how large they are.
+        let fixed = self.variant.version == 2 && !self.snapshots.is_empty();
+        if self.disk.len() > 6 << 20 || fixed {
             return;
         }
         let size = self.disk.len() as u64 + more;
@@ -272,7 +271,10 @@ impl Subject {
                 "image.qcow2",
                 "kept",
             ]);
-            if std::fs::read(dir.join("kept")).unwrap() != *content {
+            // QEMU shows it as long as the disk is now.
+            let kept = std::fs::read(dir.join("kept")).unwrap();
+            let both = kept.len().min(content.len());
+            if kept[..both] != content[..both] {
                 self.fail(&format!("snapshot {name} differs for qemu-img"));
             }
         }

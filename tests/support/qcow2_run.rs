@@ -28,6 +28,8 @@ pub struct Kind {
     pub filled: Filled,
     /// An internal snapshot is there from the beginning.
     pub snapshot: bool,
+    /// The image was not closed properly, and most of its refcounts were not written.
+    pub dirty: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,10 +46,11 @@ const PLAIN: Kind = Kind {
     backing: None,
     filled: Filled::Plain,
     snapshot: false,
+    dirty: false,
 };
 
 /// All kinds.
-pub const KINDS: [Kind; 14] = [
+pub const KINDS: [Kind; 16] = [
     PLAIN,
     Kind {
         name: "version 2",
@@ -121,6 +124,19 @@ pub const KINDS: [Kind; 14] = [
         ..PLAIN
     },
     Kind {
+        name: "not closed properly",
+        dirty: true,
+        ..PLAIN
+    },
+    Kind {
+        name: "not closed properly, snapshot, clusters of 512 bytes",
+        options: "cluster_size=512",
+        kib: 256,
+        snapshot: true,
+        dirty: true,
+        ..PLAIN
+    },
+    Kind {
         name: "external raw data",
         options: "cluster_size=4k,data_file=data,data_file_raw=on",
         ..PLAIN
@@ -178,8 +194,12 @@ pub fn make(kind: &Kind) -> Files {
         shell(dir.path(), "qemu-img snapshot -c before image");
     }
     let read = |name: &str| std::fs::read(dir.path().join(name)).ok();
+    let mut written: Vec<Vec<u8>> = ["image", "data"].into_iter().filter_map(read).collect();
+    if kind.dirty {
+        make_dirty(&mut written[0]);
+    }
     Files {
-        written: ["image", "data"].into_iter().filter_map(read).collect(),
+        written,
         base: read("base"),
         ids: match (kind.filled, kind.backing) {
             (Filled::No, None) => vec![0; sectors],
@@ -187,6 +207,23 @@ pub fn make(kind: &Kind) -> Files {
             _ => own,
         },
     }
+}
+
+/// What a crash leaves of an image with lazy refcounts: the mark, and refcounts of 0 for whatever
+/// came later than the first clusters.
+fn make_dirty(image: &mut [u8]) {
+    let be64 = |image: &[u8], at: usize| {
+        u64::from_be_bytes(image[at..at + 8].try_into().unwrap()) as usize
+    };
+    let cluster = 1 << image[23];
+    let block = be64(image, be64(image, 48));
+    image[block + 24..block + cluster].fill(0);
+    image[79] |= 1;
+}
+
+/// Whether the image is marked as not closed properly.
+pub fn is_dirty(image: &[u8]) -> bool {
+    image[7] > 2 && image[79] & 1 != 0
 }
 
 fn read_only(bytes: &[u8]) -> BlockDevice {
@@ -228,7 +265,8 @@ pub fn read(written: &[Vec<u8>], base: Option<&Vec<u8>>) -> Result<Found, String
     let image = open(&devices, base, false).map_err(|e| format!("{e:?}"))?;
     // Clusters that were taken and not yet written may lie behind the end of the file.
     let mut warnings = image.info().warnings.iter();
-    if let Some(warning) = warnings.find(|w| !w.contains("cut short")) {
+    let expected = |w: &&String| w.contains("cut short") || w.contains("not closed properly");
+    if let Some(warning) = warnings.find(|w| !expected(w)) {
         return Err(format!("a warning: {warning}"));
     }
     let whole = |device: &BlockDevice| {
@@ -249,15 +287,30 @@ pub fn read(written: &[Vec<u8>], base: Option<&Vec<u8>>) -> Result<Found, String
     })
 }
 
-/// Whether our own check finds no corruption.
+/// Whether our own check finds no corruption. Of an image that is marked as not closed properly it
+/// may.
 pub fn check(written: &[Vec<u8>]) -> Result<(), String> {
+    if is_dirty(&written[0]) {
+        return Ok(());
+    }
     let file = read_only(&written[0]);
     let header = qcow2::read_header(&file).map_err(|e| format!("{e:?}"))?;
     let report = qcow2::check::check(&file, &header).map_err(|e| format!("{e:?}"))?;
-    if report.corruptions > 0 || report.check_errors > 0 {
+    let worse = report.problems.iter().any(|p| !is_harmless(&written[0], p));
+    if report.check_errors > 0 || (report.corruptions > 0 && worse) {
         return Err(format!("check: {:?}", report.problems));
     }
     Ok(())
+}
+
+/// Taking a snapshot cannot change refcounts and COPIED flags in one moment. An image of version 3
+/// is marked as not closed properly meanwhile; one of version 2 has no such mark, so the flags go
+/// first: without one, a cluster is copied before it is written to, and that is all.
+fn is_harmless(image: &[u8], problem: &str) -> bool {
+    let entry = problem.rsplit_once("0x").map(|(_, entry)| entry);
+    let cleared = entry.is_some_and(|e| u64::from_str_radix(e, 16).is_ok_and(|e| e >> 63 == 0));
+    problem.starts_with("leaked")
+        || (image[7] == 2 && problem.starts_with("the COPIED flag") && cleared)
 }
 
 /// Whether qemu-img finds no corruption, and reads the disk as it was read.
@@ -279,12 +332,12 @@ pub fn ask_qemu(
         .args(["check", "-f", "qcow2", "image"])
         .output()
         .unwrap();
-    if !matches!(output.status.code(), Some(0 | 3)) {
-        return Err(format!(
-            "qemu-img check: {}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        ));
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let errors = || text.lines().filter(|l| l.starts_with("ERROR"));
+    let only_flags = errors().count() > 0 && errors().all(|l| l.contains("OFLAG_COPIED"));
+    let tolerated = is_dirty(&written[0]) || (written[0][7] == 2 && only_flags);
+    if !matches!(output.status.code(), Some(0 | 3)) && !tolerated {
+        return Err(format!("qemu-img check: {text}"));
     }
     let output = tool("qemu-img")
         .current_dir(dir)
@@ -298,17 +351,6 @@ pub fn ask_qemu(
         ));
     }
     Ok(())
-}
-
-/// Whether images are also resized and their snapshots changed.
-pub const WHOLE_IMAGE: bool = false;
-
-/// What a run may do.
-#[derive(Clone, Copy, Debug)]
-pub struct Mix {
-    pub steps: usize,
-    /// Also snapshots and another size.
-    pub whole_image: bool,
 }
 
 /// An image under way.
@@ -451,8 +493,8 @@ impl Run {
     }
 
     /// A random step. `Err`: the image failed; what may be there is in the history.
-    pub fn random_step(&mut self, mix: Mix) -> Result<(), Failed> {
-        match self.rng.below(if mix.whole_image { 24 } else { 20 }) {
+    pub fn random_step(&mut self) -> Result<(), Failed> {
+        match self.rng.below(26) {
             0..=8 => {
                 let (first, len) = self.range();
                 self.write(first, len)
@@ -532,7 +574,9 @@ impl Run {
 
     fn grow(&mut self) -> Result<(), Failed> {
         let sectors = self.sectors() + 1 + self.rng.index(200);
-        if sectors > self.history.original.len() * 3 {
+        let kept = self.history.kept.iter().any(|k| k.removed.is_none());
+        // Snapshots of version 2 do not record how large they are.
+        if sectors > self.history.original.len() * 3 || (kept && self.files.written[0][7] == 2) {
             return self.flush();
         }
         self.step("resize", true, |run| {
@@ -547,6 +591,9 @@ impl Run {
     }
 
     fn snapshots(&mut self) -> Result<(), Failed> {
+        if self.files.written.len() > 1 {
+            return self.flush();
+        }
         let there: Vec<usize> = (0..self.history.kept.len())
             .filter(|&i| self.history.kept[i].removed.is_none())
             .collect();
