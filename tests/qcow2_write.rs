@@ -342,3 +342,181 @@ fn random_operations_3() {
 fn random_operations_4() {
     all_of(3);
 }
+
+/// Sets bits in a byte of the file.
+fn set_bits(path: &Path, at: u64, bits: u8) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] | bits], at).unwrap();
+}
+
+fn qemu_check(dir: &Path) -> String {
+    wait_for_locks(dir);
+    shell(dir, "qemu-img check disk.qcow2 2>&1")
+}
+
+#[test]
+fn an_image_that_was_not_closed_is_repaired_before_it_is_written_to() {
+    let dir = workdir();
+    let path = dir.path().join("disk.qcow2");
+    shell(
+        dir.path(),
+        "qemu-img create -q -f qcow2 -o lazy_refcounts=on disk.qcow2 8M
+         qemu-io -c 'write -P 7 0 1M' disk.qcow2",
+    );
+    // The refcounts of what was written, which QEMU had not got round to, are in the third cluster.
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0; 32], (2 << 16) + 12).unwrap();
+    drop(file);
+    set_bits(&path, 79, 1);
+    {
+        let image = open(&path);
+        assert!(image.info().dirty_flag);
+        // Looked at, it stays as it is.
+        assert_eq!(image.device().read_vec(0, 2).unwrap(), [7, 7]);
+        image.device().write_all_at(2 << 20, &[8; 100]).unwrap();
+        image.writer().unwrap().close().unwrap();
+    }
+    qemu_check(dir.path());
+    let info = shell(dir.path(), "qemu-img info --output=json disk.qcow2");
+    assert!(info.contains("\"dirty-flag\": false"), "{info}");
+    shell(
+        dir.path(),
+        "qemu-io -r -c 'read -P 7 0 1M' -c 'read -P 8 2M 100' disk.qcow2",
+    );
+}
+
+#[test]
+fn a_corrupt_image_is_not_opened_for_writing() {
+    let dir = workdir();
+    let path = dir.path().join("disk.qcow2");
+    shell(dir.path(), "qemu-img create -q -f qcow2 disk.qcow2 8M");
+    set_bits(&path, 79, 2);
+    let options = OpenOptions {
+        format: Some("qcow2".into()),
+        write: true,
+        ..OpenOptions::default()
+    };
+    let error = open_path(&path, &options).err().unwrap();
+    assert_eq!(error.kind(), guestlens::formats::FormatErrorKind::Damaged);
+}
+
+#[test]
+fn features_that_are_not_kept_up_to_date_are_cleared_with_the_first_change() {
+    let dir = workdir();
+    let path = dir.path().join("disk.qcow2");
+    shell(
+        dir.path(),
+        "qemu-img create -q -f qcow2 disk.qcow2 8M; qemu-img bitmap --add disk.qcow2 backup",
+    );
+    // A feature nobody knows.
+    set_bits(&path, 94, 0x40);
+    let autoclear = |path: &Path| std::fs::read(path).unwrap()[88..96].to_vec();
+    assert_eq!(autoclear(&path), [0, 0, 0, 0, 0, 0, 0x40, 1]);
+    {
+        let image = open(&path);
+        let warned = |w: &String| w.contains("dirty bitmaps");
+        assert!(image.info().warnings.iter().any(warned));
+        image.device().flush().unwrap();
+        assert_eq!(autoclear(&path), [0, 0, 0, 0, 0, 0, 0x40, 1]);
+        image.device().write_all_at(0, &[1; 512]).unwrap();
+        image.writer().unwrap().close().unwrap();
+    }
+    assert_eq!(autoclear(&path), [0; 8]);
+}
+
+#[test]
+fn metadata_is_never_overwritten_as_data() {
+    let dir = workdir();
+    let path = dir.path().join("disk.qcow2");
+    shell(
+        dir.path(),
+        "qemu-img create -q -f qcow2 disk.qcow2 8M; qemu-io -c 'write -P 7 0 192k' disk.qcow2",
+    );
+    let bytes = std::fs::read(&path).unwrap();
+    let be64 = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+    let l1 = be64(40) as usize;
+    let l2 = (be64(l1) & 0x00ff_ffff_ffff_fe00) as usize;
+    // Where the second guest cluster is said to be: refcount table, L1 table, L2 table.
+    for target in [1 << 16, l1 as u64, l2 as u64] {
+        let mut hostile = bytes.clone();
+        hostile[l2 + 8..l2 + 16].copy_from_slice(&(target | 1 << 63).to_be_bytes());
+        std::fs::write(&path, &hostile).unwrap();
+        let image = open(&path);
+        let device = image.device();
+        let error = device.write_all_at(65536, &[0xff; 4096]).unwrap_err();
+        assert_eq!(error.kind(), guestlens::block::BlockErrorKind::Damaged);
+        // And nothing else either, from then on.
+        assert!(device.write_all_at(0, &[1]).is_err());
+        assert!(image.writer().unwrap().close().is_err());
+        assert_eq!(device.read_vec(0, 2).unwrap(), [7, 7]);
+        drop((device, image));
+        assert!(std::fs::read(&path).unwrap() == hostile);
+    }
+}
+
+#[test]
+fn many_threads_write_at_once() {
+    const THREADS: u64 = 6;
+    const STRIPE: u64 = 1 << 20;
+    let dir = workdir();
+    let path = dir.path().join("disk.qcow2");
+    shell(
+        dir.path(),
+        "head -c 6M /dev/urandom > old.raw
+         qemu-img convert -f raw -O qcow2 -o cluster_size=4k old.raw disk.qcow2
+         qemu-img snapshot -c before disk.qcow2",
+    );
+    let image = open(&path);
+    let old = std::fs::read(dir.path().join("old.raw")).unwrap();
+    let stripes: Vec<Vec<u8>> = std::thread::scope(|scope| {
+        let stripe = |number: u64| {
+            let device = image.device();
+            let start = (number * STRIPE) as usize;
+            let mut model = old[start..start + STRIPE as usize].to_vec();
+            scope.spawn(move || {
+                let mut rng = Rng::new(number + 1);
+                for _ in 0..400 {
+                    let at = rng.below(STRIPE - 1);
+                    let len = (1 + rng.below(20_000)).min(STRIPE - at);
+                    let range = at as usize..(at + len) as usize;
+                    let place = number * STRIPE + at;
+                    match rng.below(8) {
+                        0..4 => {
+                            let bytes = vec![rng.below(256) as u8; len as usize];
+                            device.write_all_at(place, &bytes).unwrap();
+                            model[range].copy_from_slice(&bytes);
+                        }
+                        4 => {
+                            device.write_zeroes(place, len, true).unwrap();
+                            model[range].fill(0);
+                        }
+                        5 => device.flush().unwrap(),
+                        _ => {
+                            let found = device.read_vec(place, len as usize).unwrap();
+                            assert!(found == model[range], "{len} bytes at {place}");
+                        }
+                    }
+                }
+                model
+            })
+        };
+        let threads: Vec<_> = (0..THREADS).map(stripe).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    image.writer().unwrap().close().unwrap();
+    drop(image);
+    std::fs::write(dir.path().join("model.raw"), stripes.concat()).unwrap();
+    qemu_check(dir.path());
+    shell(
+        dir.path(),
+        "qemu-img compare -f raw -F qcow2 model.raw disk.qcow2
+         qemu-img convert -l before -O raw disk.qcow2 before.raw; cmp before.raw old.raw",
+    );
+}
