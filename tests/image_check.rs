@@ -386,3 +386,91 @@ fn other_formats_are_refused() {
         assert!(!output.stderr.is_empty());
     }
 }
+
+#[test]
+fn encrypted_images_are_checked_without_their_key() {
+    let dir = workdir();
+    shell(
+        dir.path(),
+        "printf secret > key
+         qemu-img create -q -f qcow2 --object secret,id=s,file=key \
+             -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 l.qcow2 16M",
+    );
+    let image = dir.path().join("l.qcow2");
+    let (exit, report) = ours(&image, &[]);
+    assert_eq!(exit, 0, "{report:#}");
+    let opts = format!(
+        "driver=qcow2,encrypt.key-secret=s,file.filename={}",
+        image.display()
+    );
+    let output = run(tool("qemu-img")
+        .current_dir(dir.path())
+        .args(["check", "--output=json", "--object", "secret,id=s,file=key"])
+        .args(["--image-opts", &opts]));
+    let qemu: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for field in FIELDS {
+        assert_eq!(number(&report, field), number(&qemu, field), "{field}");
+    }
+    // One refcount too many, one too few.
+    let at = refcount_at(&image, 5);
+    patch(&image, at, &[0, 9]);
+    assert_eq!(ours(&image, &["--repair"]).0, 0);
+    assert_eq!(ours(&image, &[]).0, 0);
+}
+
+/// Headers that ask for much work: the time is that of the bytes that are there.
+#[test]
+fn hostile_tables_take_no_time() {
+    let dir = workdir();
+    let path = dir.path().join("h.qcow2");
+    let cluster = 65536_u64;
+    let entries = 1_u64 << 20;
+    let header = |l1_entries: u64| {
+        let mut h = vec![0; 112];
+        h[..4].copy_from_slice(b"QFI\xfb");
+        h[4..8].copy_from_slice(&3_u32.to_be_bytes());
+        h[20..24].copy_from_slice(&16_u32.to_be_bytes());
+        h[24..32].copy_from_slice(&(1_u64 << 40).to_be_bytes());
+        h[36..40].copy_from_slice(&(l1_entries as u32).to_be_bytes());
+        h[40..48].copy_from_slice(&(cluster * 1024).to_be_bytes());
+        h[48..56].copy_from_slice(&(cluster * 2).to_be_bytes());
+        h[56..60].copy_from_slice(&128_u32.to_be_bytes());
+        h[96..100].copy_from_slice(&4_u32.to_be_bytes());
+        h[100..104].copy_from_slice(&112_u32.to_be_bytes());
+        h
+    };
+    type Fill = fn(u64) -> u64;
+    let cases: [(&str, Fill, Fill); 3] = [
+        // L2 tables in holes; all L1 entries with one L2 table; that and a refcount table whose
+        // entries all name one block.
+        ("holes", |n| (n + 4096) << 16, |_| 0),
+        ("one table", |_| 300 << 16 | 1 << 63, |_| 0),
+        ("one block", |_| 300 << 16 | 1 << 63, |_| 301 << 16),
+    ];
+    for (name, l1, table) in cases {
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len((entries + 8192) * cluster).unwrap();
+        file.write_all_at(&header(entries), 0).unwrap();
+        let words = |count: u64, fill: Fill| -> Vec<u8> {
+            (0..count).flat_map(|n| fill(n).to_be_bytes()).collect()
+        };
+        file.write_all_at(&words(entries, l1), cluster * 1024)
+            .unwrap();
+        file.write_all_at(&words(1 << 20, table), cluster * 2)
+            .unwrap();
+        // Every entry of the L2 table names the same cluster.
+        file.write_all_at(&words(8192, |_| 302 << 16), 300 * cluster)
+            .unwrap();
+        file.write_all_at(&[1; 65536], 301 * cluster).unwrap();
+        drop(file);
+        let start = std::time::Instant::now();
+        let (exit, report) = ours(&path, &[]);
+        assert_eq!(exit, 4, "{name}");
+        assert!(number(&report, "corruptions") > 0, "{name}");
+        assert!(
+            start.elapsed().as_secs() < 20,
+            "{name}: {:?}",
+            start.elapsed()
+        );
+    }
+}

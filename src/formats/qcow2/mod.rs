@@ -210,7 +210,7 @@ fn assemble(
     };
     if header.corrupt {
         info.warnings
-            .push("the image is marked as corrupt: run qemu-img check".into());
+            .push("the image is marked as corrupt: run guestlens check".into());
     }
     if header.dirty {
         info.warnings

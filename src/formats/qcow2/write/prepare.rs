@@ -33,7 +33,7 @@ pub fn check_writable(header: &Header) -> std::result::Result<(), FormatError> {
             FormatErrorKind::Damaged,
             "the image is marked as corrupt and is only read",
         )
-        .with_hint("repair it first: qemu-img check -r all"));
+        .with_hint("repair it first: guestlens check --repair"));
     }
     Ok(())
 }
