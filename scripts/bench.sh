@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Measures guestlens against fuse2fs and the kernel's ext4, all on the same guest, in one run.
+# Measures guestlens against fuse2fs, the kernel's ext4 and qemu-img, all on the same guest, in one
+# run.
 #
 # usage: scripts/bench.sh [--quick] [--rounds N] [--only METRIC,...] [--who NAME,...] [--no-install]
 #
 #   --quick      3 rounds instead of 5, fuse2fs's slowest figures only once
-#   --only       of: ls walk tar seq rand nbd
+#   --only       of: ls walk tar seq rand nbd convert
 #   --who        only contenders whose name contains one of these, as in "guestlens,loop"
 #   The fixtures (about 8 GiB) are made once, in GUESTLENS_BENCH_DIR, by default
 #   ~/.cache/guestlens/bench; remove that directory to make them anew.
@@ -44,7 +45,7 @@ while [ $# -gt 0 ]; do
         shift
         ;;
     -h | --help)
-        sed -n '2,15s/^# \{0,1\}//p' "$0"
+        sed -n '2,16s/^# \{0,1\}//p' "$0"
         exit 0
         ;;
     *)
@@ -159,6 +160,13 @@ case ",$only," in
     only=$(tr , '\n' <<<"$only" | grep -vx nbd | paste -sd,)
     ;;
 esac
-[ -z "$only" ] || pass+=(--only "$only")
 [ -f "$place/made" ] || make_fixtures
+case ",$only," in
+,, | *,convert,*)
+    python3 scripts/bench_convert.py --guestlens "$GUESTLENS" --fixtures "$place" --rounds "$rounds"
+    [ "$only" != convert ] || exit 0
+    only=$(tr , '\n' <<<"$only" | grep -vx convert | paste -sd,)
+    ;;
+esac
+[ -z "$only" ] || pass+=(--only "$only")
 exec python3 scripts/bench.py --guestlens "$GUESTLENS" --fixtures "$place" "${pass[@]}"

@@ -1,7 +1,7 @@
 //! Copying the content of a disk into a new image.
 //!
 //! Several threads each take the next piece of the disk, read it (which decompresses it), have it
-//! encoded, wait for their turn to give it a place, and write it. So reading, decompression,
+//! encoded, wait for their turn, give it a place and write it there. So reading, decompression,
 //! compression and writing go on side by side, the image lies in guest order, and at most a few
 //! chunks for each thread are in memory.
 //!
@@ -91,6 +91,7 @@ pub fn copy(
             error: None,
         }),
         changed: Condvar::new(),
+        writing: Mutex::new(()),
         copied: Counters::default(),
     };
     std::thread::scope(|scope| {
@@ -116,6 +117,10 @@ struct Run<'a> {
     planner: Mutex<Planner>,
     turn: Mutex<Turn>,
     changed: Condvar,
+    /// Held while a chunk is written, where that is not done in turn anyway: the host lets one
+    /// thread at a time write to a file, and threads that wait for that in the kernel burn the time
+    /// others need to decompress.
+    writing: Mutex<()>,
     copied: Counters,
 }
 
@@ -233,10 +238,14 @@ impl Run<'_> {
                 Kind::Data => {
                     self.read(&task, &mut chunk, &mut other)?;
                     encoder.encode(&mut chunk)?;
-                    if !self.in_turn(task.ticket, || self.builder.place(&mut chunk))? {
+                    let place_and_write = || {
+                        self.builder.place(&mut chunk)?;
+                        let _one = self.writing.lock();
+                        self.builder.write(&mut chunk)
+                    };
+                    if !self.in_turn(task.ticket, place_and_write)? {
                         return Ok(());
                     }
-                    self.builder.write(&mut chunk)?;
                     self.count(&chunk);
                 }
                 Kind::Zero => {

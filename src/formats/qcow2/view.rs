@@ -25,6 +25,11 @@ use crate::ondisk::units::{to_u64, to_usize};
 
 /// Pieces joined to one run at most; a bound on the work of one lookup.
 const MAX_PIECES: usize = 4096;
+/// Reads larger than this are those of a copy, which reads everything once: they go past the cache
+/// and decompress on their own thread, because there are several of them.
+const BULK_BYTES: usize = 1 << 20;
+/// Compressed bytes that a bulk reader reads at once.
+const BULK_INPUT_BYTES: u64 = 256 << 10;
 /// How far ahead of a sequential reader clusters are decompressed, in bytes.
 const READ_AHEAD: u64 = 4 << 20;
 /// Requests of one stream may arrive out of order by this much, in bytes.
@@ -111,6 +116,19 @@ impl Source {
         })
     }
 
+    /// The same past the cache: for readers that will not come back.
+    fn compressed_into(
+        &self,
+        host: u64,
+        len: u64,
+        cluster: &mut [u8],
+        input: &mut Input,
+    ) -> Result<()> {
+        let input = input.get(&self.file, host, len)?;
+        decompress::decode(self.layout.compression, input, cluster)
+            .map_err(|e| e.within(format!("compressed cluster at {host}")))
+    }
+
     /// What the guest sees where the image itself has nothing.
     ///
     /// # Errors
@@ -139,6 +157,43 @@ pub fn read_present(file: &BlockDevice, at: u64, buf: &mut [u8]) -> Result<usize
         return now.read_some_at(at, buf);
     }
     Ok(read)
+}
+
+/// Compressed bytes of a bulk reader: clusters that were written one after the other lie behind
+/// each other and are read together.
+#[derive(Default)]
+struct Input {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Input {
+    /// `len` bytes at `host`, or as many of them as the file has.
+    fn get(&mut self, file: &BlockDevice, host: u64, len: u64) -> Result<&[u8]> {
+        let end = self.start.saturating_add(to_u64(self.bytes.len()));
+        let wanted = host.saturating_add(len);
+        if host < self.start || wanted > end {
+            // Only where one cluster followed the other is more worth reading.
+            let follows = host >= self.start && host <= end && end > 0;
+            let more = if follows { BULK_INPUT_BYTES } else { 0 };
+            let file = file.remeasured();
+            let rest = file.len().saturating_sub(host);
+            if rest == 0 {
+                return Err(BlockError::damaged(format!(
+                    "a compressed cluster at {host} is outside the file"
+                )));
+            }
+            // At most two clusters: the length field has cluster_bits - 8 bits, in sectors.
+            let len = to_usize(len.max(more).min(rest)).unwrap_or(usize::MAX);
+            self.bytes.resize(len, 0);
+            self.start = host;
+            file.read_exact_at(host, &mut self.bytes)?;
+        }
+        let from = to_usize(host.saturating_sub(self.start)).unwrap_or(usize::MAX);
+        let bytes = self.bytes.get(from..).unwrap_or_default();
+        let len = to_usize(len).unwrap_or(usize::MAX).min(bytes.len());
+        Ok(bytes.get(..len).unwrap_or_default())
+    }
 }
 
 fn zeroed(len: u64) -> Result<Cluster> {
@@ -339,6 +394,8 @@ impl View {
         let mut at = offset;
         let mut rest = buf;
         let mut noted = false;
+        let bulk = rest.len() > BULK_BYTES && self.source.live.is_none();
+        let mut input = Input::default();
         while !rest.is_empty() {
             let run = self
                 .run_at(at, to_u64(rest.len()))
@@ -351,6 +408,11 @@ impl View {
                 Mapping::Data { host } => self.source.data.read(host, at, piece)?,
                 Mapping::Zero { .. } => piece.fill(0),
                 Mapping::Unallocated => self.source.read_backing(at, piece)?,
+                Mapping::Compressed { host, len, .. }
+                    if bulk && to_u64(piece.len()) == self.source.layout.cluster_size() =>
+                {
+                    self.source.compressed_into(host, len, piece, &mut input)?;
+                }
                 Mapping::Compressed { host, len, within } => {
                     if !noted {
                         noted = true;
