@@ -23,6 +23,7 @@ opts() { echo driver=qcow2,file.filename="$1",encrypt.key-secret=${2:-s}; }
 create() { qemu-img create -q -f qcow2 $secrets -o "$2" "$1" ${3:-5M}; }
 fill() { qemu-img convert -n $secrets --target-image-opts source "$(opts "$1")"; }
 raw() { qemu-img convert -O raw $secrets --image-opts "$(opts "$1" ${3:-s})" "$2"; }
+check() { qemu-img check -q $secrets --image-opts "$(opts "$1" ${2:-s})"; }
 io() { qemu-io $secrets --image-opts "$(opts "$1")" "${@:2}" >/dev/null; }
 "#;
 
@@ -267,8 +268,9 @@ fn keys() {
     let error = refused(&dir.join("old"), &options);
     assert_eq!(error.kind(), FormatErrorKind::Unsupported);
     assert!(whole(&error).contains("AES"));
-    let long = open_path(&dir.join("long"), &with_key(b"a passphrase of 16")).unwrap();
-    assert!(read_all(long.as_ref()) != source);
+    let long = open_path(&dir.join("long"), &with_key(b"a passphrase of 15")).unwrap();
+    // Its first 16 bytes are the key.
+    assert!(read_all(long.as_ref()) == source);
     let key = b"a passphrase of more than 16 bytes";
     let long = open_path(&dir.join("long"), &with_key(key)).unwrap();
     assert!(read_all(long.as_ref()) == source);
@@ -539,5 +541,150 @@ fn command_line() {
         let (code, text) = output("umount mnt", "");
         assert_eq!(code, 0, "{text}");
         assert_eq!(file.unwrap(), b"another", "{mounts}");
+    }
+}
+
+/// Random writes through our writer, over backing files and snapshots, are what QEMU reads.
+#[test]
+fn written_in_place() {
+    let dir = bench();
+    let dir = dir.path();
+    script(
+        dir,
+        r#"cp source base.raw
+        create image $luks,cluster_size=4k; fill image
+        qemu-img snapshot $secrets --image-opts -c one "$(opts image)"
+        create over "$luks,backing_file=base.raw,backing_fmt=raw""#,
+    );
+    let options = OpenOptions {
+        write: true,
+        ..with_key(KEY)
+    };
+    let source = std::fs::read(dir.join("source")).unwrap();
+    for name in ["image", "over"] {
+        let mut expected = source.clone();
+        let image = open_path(&dir.join(name), &options).unwrap();
+        let device = image.device();
+        let mut rng = Rng::new(5);
+        for round in 0..150_u32 {
+            let len = match rng.below(3) {
+                0 => 1 + rng.index(600),
+                1 => 512 * (1 + rng.index(20)),
+                _ => 1 + rng.index(150_000),
+            };
+            let at = rng.index(SIZE - len);
+            let range = at..at + len;
+            if round % 5 == 4 {
+                device
+                    .write_zeroes(at as u64, len as u64, round % 2 == 0)
+                    .unwrap();
+                expected[range].fill(0);
+            } else {
+                let bytes: Vec<u8> = (0..len).map(|_| rng.next() as u8).collect();
+                device.write_all_at(at as u64, &bytes).unwrap();
+                expected[range].copy_from_slice(&bytes);
+            }
+        }
+        device.flush().unwrap();
+        let mut found = vec![0; SIZE];
+        device.read_exact_at(0, &mut found).unwrap();
+        assert!(found == expected, "{name} is read differently by us");
+        image.writer().unwrap().close().unwrap();
+        drop((device, image));
+        script(dir, &format!("check {name}; raw {name} plain"));
+        assert!(
+            std::fs::read(dir.join("plain")).unwrap() == expected,
+            "{name} is read differently by QEMU"
+        );
+    }
+    let image = open(&dir.join("image"));
+    let snapshot = image.open_snapshot(0).unwrap();
+    assert!(snapshot.read_vec(0, SIZE).unwrap() == source);
+}
+
+/// Images that are made encrypted are opened, read and written by QEMU.
+#[test]
+fn made_by_us() {
+    let dir = bench();
+    let dir = dir.path();
+    let ours = |arguments: &str| {
+        let bin = guestlens().get_program().to_string_lossy().into_owned();
+        let out = tool("bash")
+            .current_dir(dir)
+            .arg("-c")
+            .arg(format!("exec {bin} {arguments}"))
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+        (out.status.code().unwrap(), text)
+    };
+    let made = |arguments: &str| {
+        let (code, text) = ours(arguments);
+        assert_eq!(code, 0, "{arguments}: {text}");
+    };
+    let luks = "--encrypt luks --unlock-time 10";
+    made(&format!(
+        "create --format qcow2 {luks} --key-file key empty 5M"
+    ));
+    made(&format!(
+        "create --format qcow2 {luks} --key-file key --cluster-size 512 --compat 0.10 old 5M"
+    ));
+    made(&format!(
+        "convert --to qcow2 {luks} --new-key-file key --format raw source image"
+    ));
+    made(&format!(
+        "convert --to qcow2 {luks} --new-key-file key2 --key-file key --extended-l2 image again"
+    ));
+    script(
+        dir,
+        r#"for i in empty old; do
+            check $i
+            io $i -c 'read -P 0 0 5M' -c 'write -P 3 1000 70000' -c 'read -P 3 1000 70000' -c 'read -P 0 0 1000'
+            check $i
+        done
+        check image; check again t
+        raw image plain; cmp plain source; raw again plain t; cmp plain source"#,
+    );
+    for name in ["empty", "old"] {
+        check_same(dir, name);
+    }
+    for (arguments, code, word) in [
+        (
+            "convert --to qcow2 --encrypt luks --format raw source x",
+            2,
+            "passphrase",
+        ),
+        (
+            "convert --to qcow2 --new-key-file key --format raw source x",
+            2,
+            "--encrypt",
+        ),
+        (
+            "convert --to qcow2 -c --encrypt luks --new-key-file key --format raw source x",
+            1,
+            "compressed",
+        ),
+        (
+            "convert --to raw --encrypt luks --new-key-file key --format raw source x",
+            2,
+            "qcow2 only",
+        ),
+        ("convert --to raw image x", 1, "--key-file"),
+        (
+            "create --format raw --encrypt luks --key-file key x 1M",
+            2,
+            "qcow2 only",
+        ),
+        ("create --format qcow2 --encrypt luks x 1M", 2, "passphrase"),
+        (
+            "create --format qcow2 --encrypt luks --key-file key --preallocation full x 1M",
+            1,
+            "preallocated",
+        ),
+    ] {
+        let (found, text) = ours(&format!("{arguments} </dev/null"));
+        assert_eq!(found, code, "{arguments}: {text}");
+        assert!(text.contains(word), "{arguments}: {text}");
+        assert!(!dir.join("x").exists(), "{arguments}");
     }
 }

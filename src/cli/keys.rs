@@ -72,9 +72,8 @@ impl KeyArgs {
             return Ok(key.clone());
         }
         if !io::stdin().is_terminal() {
-            return Err(Failure::usage("encryption needs a passphrase").with_hint(
-                "give it with --key-file FILE (all bytes of the file count) or --key-fd N",
-            ));
+            return Err(Failure::usage("encryption needs a passphrase")
+                .with_hint("give it in a file or descriptor; --help says how"));
         }
         let what = host_path(what);
         let first = ask(&format!("New passphrase for {what}: "))?;
@@ -104,6 +103,41 @@ impl KeyArgs {
             keys.push(read_key(descriptor(*fd).context(name)?).context(name)?);
         }
         Ok(self.read.get_or_init(|| keys))
+    }
+}
+
+/// The passphrase of an image that is made beside one that is read.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "New qcow2 images")]
+pub struct NewKeyArgs {
+    /// Passphrase of the new image with --encrypt: all bytes of this file, a newline at its end as
+    /// well
+    #[arg(long, value_name = "FILE", requires = "encrypt")]
+    pub new_key_file: Option<PathBuf>,
+
+    /// The same from an open file descriptor, to its end (0 is stdin)
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "encrypt",
+        conflicts_with = "new_key_file"
+    )]
+    #[arg(value_parser = clap::value_parser!(i32).range(0..))]
+    pub new_key_fd: Option<i32>,
+}
+
+impl NewKeyArgs {
+    /// As [`KeyArgs::new_key`].
+    ///
+    /// # Errors
+    /// See there.
+    pub fn new_key(&self, what: &Path) -> Outcome<Passphrase> {
+        let keys = KeyArgs {
+            key_file: self.new_key_file.iter().cloned().collect(),
+            key_fd: self.new_key_fd.iter().copied().collect(),
+            ..KeyArgs::default()
+        };
+        keys.new_key(what)
     }
 }
 

@@ -4,13 +4,17 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
 use super::failure::{Context as _, Failure, Outcome};
 use super::size;
 use super::text::host_path;
+use crate::crypto::luks1::CreateOptions;
+use crate::crypto::{KeySource, Passphrase};
 use crate::formats::qcow2::build;
+use crate::formats::qcow2::encryption::new_luks;
 use crate::formats::qcow2::layout;
 use crate::formats::reference::ReferencePolicy;
 use crate::formats::{Image, OpenOptions, open_path};
@@ -70,6 +74,13 @@ pub enum Compat {
     V3,
 }
 
+/// How content is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Encrypt {
+    /// LUKS: AES-256 in XTS mode, the key protected with a passphrase
+    Luks,
+}
+
 /// How a new qcow2 image is to be.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "New qcow2 images")]
@@ -102,6 +113,15 @@ pub struct Qcow2Args {
     /// What to allocate in advance
     #[arg(long, value_name = "WHAT")]
     pub preallocation: Option<Preallocation>,
+
+    /// Encrypt the content with a passphrase; names, sizes and what is allocated stay visible
+    #[arg(long, value_name = "HOW")]
+    pub encrypt: Option<Encrypt>,
+
+    /// How many milliseconds trying a passphrase is to take on a machine like this, 1 to 10000
+    #[arg(long, value_name = "MS", default_value_t = 1000, requires = "encrypt")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub unlock_time: u64,
 }
 
 impl Qcow2Args {
@@ -113,15 +133,21 @@ impl Qcow2Args {
             (self.refcount_bits.is_some(), "--refcount-bits"),
             (self.extended_l2, "--extended-l2"),
             (self.backing.is_some(), "--backing"),
+            (self.encrypt.is_some(), "--encrypt"),
         ];
         said.iter().find_map(|(said, name)| said.then_some(*name))
     }
 
-    /// The same as the builder wants it, for a disk of `size` bytes.
+    /// The same as the builder wants it, for a disk of `size` bytes. `key` gives the passphrase,
+    /// if one is needed.
     ///
     /// # Errors
-    /// A wrong usage.
-    pub fn options(&self, size: u64) -> Outcome<build::Options> {
+    /// A wrong usage, or what `key` reports.
+    pub fn options(
+        &self,
+        size: u64,
+        key: impl FnOnce() -> Outcome<Passphrase>,
+    ) -> Outcome<build::Options> {
         let cluster = self.cluster_size.unwrap_or(64 << 10);
         if !(512..=2 << 20).contains(&cluster) {
             return Err(Failure::usage("--cluster-size must be from 512 to 2M"));
@@ -139,8 +165,19 @@ impl Qcow2Args {
             )),
             _ => None,
         };
+        let encryption = match self.encrypt {
+            None => None,
+            Some(Encrypt::Luks) => {
+                let options = CreateOptions {
+                    unlock_time: Duration::from_millis(self.unlock_time),
+                    ..CreateOptions::default()
+                };
+                Some(new_luks(&key()?, options)?)
+            }
+        };
         Ok(build::Options {
             size,
+            encryption,
             cluster_bits: cluster.trailing_zeros(),
             version: match self.compat.unwrap_or_default() {
                 Compat::V2 => 2,
@@ -163,6 +200,7 @@ impl Qcow2Args {
         &self,
         out: &Path,
         policy: &ReferencePolicy,
+        keys: KeySource,
     ) -> Outcome<Option<Arc<dyn Image>>> {
         let (Some(name), Some(format)) = (&self.backing, &self.backing_format) else {
             return Ok(None);
@@ -179,6 +217,7 @@ impl Qcow2Args {
         let options = OpenOptions {
             format: Some(format.clone()),
             policy: policy.clone(),
+            keys,
             ..OpenOptions::default()
         };
         let image = open_path(&path, &options).context(|| "backing file".into())?;

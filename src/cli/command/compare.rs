@@ -15,6 +15,7 @@ use crate::cli::failure::{Context as _, Outcome};
 use crate::cli::keys::KeyArgs;
 use crate::cli::output::Output;
 use crate::cli::progress::Progress;
+use crate::cli::session::check_unlocked;
 use crate::cli::text::host_path;
 use crate::formats::compare::{self, Difference};
 use crate::formats::reference::ReferencePolicy;
@@ -126,6 +127,7 @@ fn open(args: &CompareArgs, path: &Path, format: Option<&String>) -> Outcome<Arc
         ..OpenOptions::default()
     };
     let image = open_path(path, &options)?;
+    check_unlocked(&image)?;
     for warning in &image.info().warnings {
         complain(&format!("{}: {warning}", host_path(path)));
     }

@@ -18,11 +18,12 @@ use crate::cli::args::RemoteArgs;
 use crate::cli::complain;
 use crate::cli::exit::Exit;
 use crate::cli::failure::{Context as _, Failure, Outcome};
-use crate::cli::keys::KeyArgs;
+use crate::cli::keys::{KeyArgs, NewKeyArgs};
 use crate::cli::new_file::Place;
 use crate::cli::new_image::{Compression, Qcow2Args};
 use crate::cli::output::Output;
 use crate::cli::progress::Progress;
+use crate::cli::session::check_unlocked;
 use crate::cli::size;
 use crate::cli::text::host_path;
 use crate::formats::build::{Builder, CHUNK_BYTES};
@@ -86,6 +87,10 @@ pub struct ConvertArgs {
     /// How a qcow2 image is to be.
     #[command(flatten)]
     pub qcow2: Qcow2Args,
+
+    /// The passphrase of the new image.
+    #[command(flatten)]
+    pub new_key: NewKeyArgs,
 }
 
 /// How the source is opened.
@@ -144,7 +149,9 @@ impl SourceArgs {
             policy: self.policy(),
             ..OpenOptions::default()
         };
-        Ok(open_path(path, &options)?)
+        let image = open_path(path, &options)?;
+        check_unlocked(&image)?;
+        Ok(image)
     }
 
     /// The content that was asked for.
@@ -280,9 +287,14 @@ fn check(args: &ConvertArgs) -> Outcome<()> {
 
 /// The image the new one is to lie on.
 fn below(args: &ConvertArgs, image: &Arc<dyn Image>) -> Outcome<Option<Below>> {
-    let Some(backing) = args.qcow2.open_backing(&args.target, &args.open.policy())? else {
+    let keys = args.open.keys.source(true)?;
+    let backing = args
+        .qcow2
+        .open_backing(&args.target, &args.open.policy(), keys)?;
+    let Some(backing) = backing else {
         return Ok(None);
     };
+    check_unlocked(&backing)?;
     let id = |image: &Arc<dyn Image>| {
         let metadata = std::fs::metadata(&image.info().filename).ok()?;
         Some((metadata.dev(), metadata.ino()))
@@ -329,7 +341,9 @@ fn builder(args: &ConvertArgs, size: u64, file: BlockDevice) -> Outcome<Box<dyn 
             Box::new(RawBuilder::new(file, size, sparse)?)
         }
         TargetFormat::Qcow2 => {
-            let mut options = args.qcow2.options(size)?;
+            let mut options = args
+                .qcow2
+                .options(size, || args.new_key.new_key(&args.target))?;
             if let Some(compression) = args.compress {
                 options.compression = compression.into();
                 let method = match compression {

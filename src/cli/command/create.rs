@@ -8,11 +8,13 @@ use serde_json::json;
 use crate::block::BlockDevice;
 use crate::cli::exit::Exit;
 use crate::cli::failure::{Context as _, Failure, Outcome};
+use crate::cli::keys::KeyArgs;
 use crate::cli::new_file::Place;
 use crate::cli::new_image::{Compression, Preallocation, Qcow2Args};
 use crate::cli::output::Output;
 use crate::cli::size;
 use crate::cli::text::host_path;
+use crate::crypto::KeySource;
 use crate::formats::build::{Builder as _, CHUNK_BYTES};
 use crate::formats::qcow2::build::Qcow2Builder;
 use crate::formats::raw_build::too_small;
@@ -52,6 +54,10 @@ pub struct CreateArgs {
     /// How a qcow2 image is to be.
     #[command(flatten)]
     pub qcow2: Qcow2Args,
+
+    /// The passphrase of the new image.
+    #[command(flatten)]
+    pub keys: KeyArgs,
 }
 
 /// Formats that can be created.
@@ -72,7 +78,9 @@ pub fn run(args: &CreateArgs, out: &mut Output) -> Outcome {
         allowed: args.allow_backing.clone(),
         refuse_all: false,
     };
-    let backing = args.qcow2.open_backing(&args.image, &policy)?;
+    let backing = args
+        .qcow2
+        .open_backing(&args.image, &policy, KeySource::default())?;
     let size = match (args.size, &backing) {
         (Some(size), _) => size,
         (None, Some(backing)) => backing.device().len(),
@@ -108,7 +116,9 @@ fn make(args: &CreateArgs, size: u64, file: BlockDevice) -> Outcome<()> {
     match args.format {
         CreateFormat::Raw => raw(args.qcow2.preallocation, size, &file),
         CreateFormat::Qcow2 => {
-            let mut options = args.qcow2.options(size)?;
+            let mut options = args
+                .qcow2
+                .options(size, || args.keys.new_key(&args.image))?;
             if let Some(compression) = args.compression {
                 options.compression = compression.into();
             }

@@ -12,13 +12,15 @@
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
+use super::build;
 use super::header::{EncryptionHeader, Header};
 use crate::block::BlockDevice;
 use crate::crypto::cipher::{CipherSpec, SectorCipher};
 use crate::crypto::key::Tried;
-use crate::crypto::luks1::{self, SlotState};
-use crate::crypto::{CryptoError, KeySource};
+use crate::crypto::luks1::{self, CreateOptions, SlotState};
+use crate::crypto::{CryptoError, KeySource, Passphrase};
 use crate::formats::error::{FormatError, FormatErrorKind, Result};
+use crate::ondisk::units::to_u64;
 
 /// Bytes of a sector, whatever the cluster size.
 pub const SECTOR: usize = 512;
@@ -149,6 +151,29 @@ impl Encryption {
             Some(_) => Ok(()),
             None => Err(no_key(self.scheme)),
         }
+    }
+}
+
+/// LUKS for an image that is made: a new header, and the cipher of its clusters.
+///
+/// # Errors
+/// If the host gives no random numbers.
+pub fn new_luks(passphrase: &Passphrase, options: CreateOptions) -> Result<build::Encryption> {
+    let (area, key) = luks1::create(passphrase.as_bytes(), options)?;
+    let luks = luks1::Header::parse(&area, to_u64(area.len()))?;
+    Ok(build::Encryption {
+        method: 2,
+        header: area,
+        cipher: Box::new(NewClusters(luks.payload_cipher(&key)?)),
+    })
+}
+
+struct NewClusters(SectorCipher);
+
+impl build::ClusterCipher for NewClusters {
+    fn encrypt(&self, host_offset: u64, _: u64, data: &mut [u8]) {
+        let number = host_offset.wrapping_shr(SECTOR.trailing_zeros());
+        self.0.encrypt(number, data.as_chunks_mut::<SECTOR>().0);
     }
 }
 
