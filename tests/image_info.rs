@@ -88,3 +88,21 @@ qemu-io -c 'write 0 64k' -c flush -c abort dirty >/dev/null 2>&1 || true
         compare_info(&dir.path().join(name));
     }
 }
+
+#[test]
+fn map_of_a_sparse_file_is_that_of_qemu_img() {
+    let dir = workdir();
+    shell(
+        dir.path(),
+        "truncate -s 3M raw; printf x | dd of=raw bs=1 seek=1M conv=notrunc 2>/dev/null",
+    );
+    let image = dir.path().join("raw");
+    let theirs = json(
+        tool("qemu-img")
+            .args(["map", "--output=json", "-f", "raw"])
+            .arg(&image),
+    );
+    let ours = json(guestlens().args(["map", "--json"]).arg(&image));
+    assert_eq!(ours, theirs);
+    assert!(theirs.as_array().unwrap().len() > 1);
+}

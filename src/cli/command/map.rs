@@ -90,7 +90,8 @@ fn run_json(start: u64, e: &Extent) -> Value {
         "start": start,
         "length": e.len,
         "depth": e.depth,
-        "present": e.kind != ExtentKind::Hole,
+        // A hole of a raw file has its place in it.
+        "present": e.kind != ExtentKind::Hole || e.host_offset.is_some(),
         "zero": e.reads_zero(),
         "data": e.kind == ExtentKind::Data,
         "compressed": e.compressed,
