@@ -74,11 +74,15 @@ impl Layout {
         SLICE_BYTES.min(self.cluster_size())
     }
 
-    /// What the entry says about the cluster from `within` on. The run does not leave the cluster.
+    /// What the entry says about the cluster with guest offset `at`, from there on. The run does not
+    /// leave the cluster.
+    ///
+    /// In an external data file everything is where it is for the guest, as QEMU demands too.
     ///
     /// # Errors
     /// [`crate::block::BlockErrorKind::Damaged`].
-    pub fn decode(&self, entry: u64, bitmap: u64, within: u64) -> Result<Run> {
+    pub fn decode(&self, entry: u64, bitmap: u64, at: u64) -> Result<Run> {
+        let within = self.within_cluster(at);
         let rest = self.cluster_size().saturating_sub(within);
         if entry & COMPRESSED != 0 {
             if self.external_data {
@@ -97,6 +101,12 @@ impl Layout {
         if allocated && !self.aligned(host) {
             return Err(BlockError::damaged(format!(
                 "a cluster at {host} is not aligned"
+            )));
+        }
+        if allocated && self.external_data && host != at.saturating_sub(within) {
+            return Err(BlockError::damaged(format!(
+                "the cluster of guest offset {} is at {host} of the external data file, not at the same offset",
+                at.saturating_sub(within)
             )));
         }
         let at = host.saturating_add(within);

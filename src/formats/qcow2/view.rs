@@ -264,7 +264,7 @@ impl Tables for TablesInFile {
         let l2_index = in_reach.wrapping_shr(layout.cluster_bits);
         let entry_at = l2_offset.saturating_add(l2_index.wrapping_shl(layout.l2_entry_bits()));
         let (slice, mut within) = self.source.slice(entry_at)?;
-        let mut decode = |in_cluster: u64| -> Option<Result<Run>> {
+        let mut decode = |at: u64| -> Option<Result<Run>> {
             let entry = be64(&slice, within)?;
             let bitmap = if layout.subclusters {
                 be64(&slice, within.checked_add(8)?)?
@@ -272,13 +272,14 @@ impl Tables for TablesInFile {
                 0
             };
             within = within.checked_add(1_usize.wrapping_shl(layout.l2_entry_bits()))?;
-            Some(layout.decode(entry, bitmap, in_cluster))
+            Some(layout.decode(entry, bitmap, at))
         };
-        let in_cluster = layout.within_cluster(at);
-        let mut run = decode(in_cluster).ok_or_else(outside)??;
+        let mut run = decode(at).ok_or_else(outside)??;
         // Subclusters can end a run before its cluster ends; then there is nothing to join.
         while run.len < max && layout.aligned(at.saturating_add(run.len)) {
-            let Some(Ok(next)) = decode(0) else { break };
+            let Some(Ok(next)) = decode(at.saturating_add(run.len)) else {
+                break;
+            };
             let Some(joined) = run.join(next) else { break };
             run = joined;
         }

@@ -104,13 +104,13 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
-    /// Reads an entry.
+    /// Reads the entry of the cluster at guest offset `at`.
     ///
     /// # Errors
     /// [`crate::block::BlockErrorKind::Damaged`].
-    pub fn decode(layout: &Layout, entry: u64, bitmap: u64) -> Result<Self> {
+    pub fn decode(layout: &Layout, entry: u64, bitmap: u64, at: u64) -> Result<Self> {
         // Checks what can be wrong with an entry, except with the bitmap behind its first bits.
-        let run = layout.decode(entry, bitmap, 0)?;
+        let run = layout.decode(entry, bitmap, at)?;
         if let Mapping::Compressed { host, len, .. } = run.mapping {
             return Ok(Self {
                 compressed: Some((host, len)),
@@ -206,11 +206,33 @@ mod tests {
             (true, 0x20000 | COPIED, 0x0000_00f0_0000_000f),
         ] {
             let layout = layout(subclusters);
-            let state = ClusterState::decode(&layout, entry, bitmap).unwrap();
+            let state = ClusterState::decode(&layout, entry, bitmap, 0).unwrap();
             assert_eq!(state.encode(&layout), (entry, bitmap));
         }
-        assert!(ClusterState::decode(&layout(true), 0, 1).is_err());
-        assert!(ClusterState::decode(&layout(true), 0x10000, 1 | 1 << 32).is_err());
-        assert!(ClusterState::decode(&layout(false), 0x10200, 0).is_err());
+        assert!(ClusterState::decode(&layout(true), 0, 1, 0).is_err());
+        assert!(ClusterState::decode(&layout(true), 0x10000, 1 | 1 << 32, 0).is_err());
+        assert!(ClusterState::decode(&layout(false), 0x10200, 0, 0).is_err());
+    }
+
+    #[test]
+    fn in_a_data_file_everything_is_where_it_is_for_the_guest() {
+        for subclusters in [false, true] {
+            let layout = Layout {
+                external_data: true,
+                ..layout(subclusters)
+            };
+            let decode = |entry, at| ClusterState::decode(&layout, entry, 1, at);
+            assert_eq!(decode(COPIED, 0).unwrap().host, Some(0));
+            assert_eq!(
+                decode(0x30000 | COPIED, 0x30000).unwrap().host,
+                Some(0x30000)
+            );
+            assert!(decode(COPIED, 0x10000).is_err());
+            assert!(decode(0x20000 | COPIED, 0x30000).is_err());
+            assert!(layout.decode(0x30000 | COPIED, 1, 0x30200).is_ok());
+            assert!(layout.decode(0x40000 | COPIED, 1, 0x30200).is_err());
+            // Also where the cluster is only reserved.
+            assert!(ClusterState::decode(&layout, 0x20000, 0, 0x30000).is_err());
+        }
     }
 }

@@ -199,15 +199,15 @@ impl TableCache {
             }
             Found::NotLoaded { host, version } => return Ok(Found::NotLoaded { host, version }),
         };
-        let within = self.layout.within_cluster(at);
         let (word, bitmap) = self.words_of(slice, entry).ok_or_else(outside)?;
-        let mut run = self.layout.decode(word, bitmap, within)?;
+        let mut run = self.layout.decode(word, bitmap, at)?;
         while run.len < max && self.layout.aligned(at.saturating_add(run.len)) {
             entry = entry.saturating_add(1);
             let Some((word, bitmap)) = self.words_of(slice, entry) else {
                 break;
             };
-            let Ok(next) = self.layout.decode(word, bitmap, 0) else {
+            let next_at = at.saturating_add(run.len);
+            let Ok(next) = self.layout.decode(word, bitmap, next_at) else {
                 break;
             };
             let Some(joined) = run.join(next) else { break };
@@ -231,12 +231,8 @@ impl TableCache {
             if word & (COPIED | COMPRESSED) != COPIED || !slice.is_verified(entry) {
                 break;
             }
-            let within = if run.is_none() {
-                self.layout.within_cluster(at)
-            } else {
-                0
-            };
-            let Ok(piece) = self.layout.decode(word, bitmap, within) else {
+            let piece_at = at.saturating_add(run.map_or(0, |run| run.len));
+            let Ok(piece) = self.layout.decode(word, bitmap, piece_at) else {
                 break;
             };
             if !matches!(piece.mapping, Mapping::Data { .. }) {
@@ -268,9 +264,12 @@ impl TableCache {
             Found::NotLoaded { host, version } => Ok(Found::NotLoaded { host, version }),
             Found::Here((slice, first)) => {
                 let mut states = Vec::with_capacity(count);
+                let mut cluster_at = at.saturating_sub(self.layout.within_cluster(at));
                 for entry in (first..).take(count) {
                     let (word, bitmap) = self.words_of(slice, entry).ok_or_else(outside)?;
-                    match ClusterState::decode(&self.layout, word, bitmap) {
+                    let state = ClusterState::decode(&self.layout, word, bitmap, cluster_at);
+                    cluster_at = cluster_at.saturating_add(self.layout.cluster_size());
+                    match state {
                         Ok(state) => states.push(state),
                         // It belongs to the request that starts there.
                         Err(_) if !states.is_empty() => break,

@@ -58,7 +58,8 @@ impl Exclusive<'_> {
         self.file().read_vec(offset, len)
     }
 
-    /// The clusters each entry of an L2 table uses, none where it uses none.
+    /// The clusters each entry of an L2 table uses, none where it uses none; not for an external data
+    /// file.
     fn used_by(&self, table: &[u8]) -> Result<Vec<Range<u64>>> {
         let layout = self.layout();
         let mut used = Vec::new();
@@ -68,7 +69,7 @@ impl Exclusive<'_> {
             if word & !COPIED & !1 == 0 {
                 continue;
             }
-            let state = ClusterState::decode(layout, word, bitmap)?;
+            let state = ClusterState::decode(layout, word, bitmap, 0)?;
             let range = match (state.host, state.compressed) {
                 (Some(host), _) => self.clusters(host, layout.cluster_size()),
                 (None, Some((host, len))) => {
