@@ -32,7 +32,7 @@ impl Image for RawImage {
 /// Opens a raw image; of `info` the size is filled in.
 ///
 /// # Errors
-/// None today; the signature is that of every format.
+/// None; the signature is that of every format.
 pub fn open(
     file: BlockDevice,
     mut info: ImageInfo,
@@ -40,6 +40,13 @@ pub fn open(
 ) -> Result<Arc<dyn Image>> {
     let writer = context.write().then(|| RawWriter { file: file.clone() });
     let device = padded(file);
+    // Only `resize` makes the file longer, not a write behind its end.
+    let len = device.len();
+    let device = if context.write() {
+        device.slice(0..len)?
+    } else {
+        device
+    };
     info.virtual_size = device.len();
     Ok(Arc::new(RawImage {
         info,
@@ -122,5 +129,32 @@ impl BlockBackend for Padded {
 
     fn flush(&self) -> BlockResult<()> {
         self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::block::memory::MemoryBackend;
+    use crate::formats::{OpenOptions, open_device};
+
+    #[test]
+    fn only_resizing_makes_a_disk_longer() {
+        let memory = Arc::new(MemoryBackend::from_bytes(vec![7; 1024]));
+        let options = OpenOptions {
+            format: Some("raw".into()),
+            write: true,
+            ..OpenOptions::default()
+        };
+        let file = BlockDevice::growable(Arc::clone(&memory) as Arc<dyn BlockBackend>);
+        let image = open_device(file, Path::new("x"), &options).unwrap();
+        image.device().write_all_at(512, &[1; 512]).unwrap();
+        assert!(image.device().write_all_at(1020, &[1; 8]).is_err());
+        assert!(image.device().write_zeroes(1024, 1, true).is_err());
+        assert_eq!(memory.to_bytes().len(), 1024);
+        image.writer().unwrap().resize(2048).unwrap();
+        assert_eq!(memory.to_bytes().len(), 2048);
     }
 }
