@@ -559,7 +559,7 @@ fn what_the_header_says_in_words() {
     std::fs::write(&path, &image.0).unwrap();
     let opened = open(&path).unwrap();
     let warnings = opened.info().warnings.join("\n");
-    assert!(warnings.contains("corrupt") && warnings.contains("qemu-img check"));
+    assert!(warnings.contains("corrupt") && warnings.contains("guestlens check"));
     assert_eq!(opened.device().read_vec(0, 65536).unwrap(), [5; 65536]);
 }
 
