@@ -620,7 +620,7 @@ fn references_far_and_deep() {
     assert_eq!(error.kind(), FormatErrorKind::Damaged);
     let text = whole(&error);
     assert!(text.contains("longer than 64"), "{text}");
-    assert!(error.hint().unwrap().contains("qemu-img commit"));
+    assert!(error.hint().unwrap().contains("guestlens commit"));
 }
 
 /// Runs `guestlens info`; returns the lines of stderr.

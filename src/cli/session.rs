@@ -9,6 +9,7 @@ use super::complain;
 use super::failure::{Context as _, Failure, Outcome};
 use super::text::host_path;
 use crate::formats::Image;
+use crate::formats::follow::Follow;
 use crate::fs::FileType;
 use crate::guest::view::FollowFinal;
 use crate::guest::{Content, Guest, GuestOptions, GuestView, ImageArgument, Node};
@@ -44,6 +45,20 @@ impl Session {
     /// As [`Session::open`].
     pub fn open_metadata(open: &OpenArgs, images: &[ImageArgument]) -> Outcome<Self> {
         Self::open_with(open, images, open.metadata_options()?)
+    }
+
+    /// The same also where files the images refer to are not opened, as `follow` says.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn open_following(
+        open: &OpenArgs,
+        images: &[ImageArgument],
+        follow: Follow,
+    ) -> Outcome<Self> {
+        let mut options = open.metadata_options()?;
+        options.image.follow = follow;
+        Self::open_with(open, images, options)
     }
 
     fn open_with(

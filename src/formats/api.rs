@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::detect::{self, Format};
 use super::error::{FormatError, FormatErrorKind, Result};
+use super::follow::{self, Follow};
 use super::host_file::{HostFile, shown};
 use super::reference::{Chain, Link, ReferencePolicy};
 use crate::block::BlockDevice;
@@ -39,6 +40,9 @@ pub struct OpenOptions {
     pub keys: KeySource,
     /// Which references may be followed.
     pub policy: ReferencePolicy,
+    /// Which of them must be there. Anything but [`Follow::All`] is for asking about an image, not
+    /// for its content, and never for writing.
+    pub follow: Follow,
     /// Decoded clusters, shared by all images of the process.
     pub cache: Arc<ClusterCache>,
     /// How images that are not on this host are reached.
@@ -55,6 +59,7 @@ impl Default for OpenOptions {
             force: false,
             keys: KeySource::default(),
             policy: ReferencePolicy::default(),
+            follow: Follow::All,
             cache: Arc::new(ClusterCache::new(limits::CLUSTER_CACHE_BYTES)),
             remote: RemoteOptions::default(),
         }
@@ -129,6 +134,11 @@ pub trait Image: Send + Sync {
     /// The backing image, if there is one.
     fn backing(&self) -> Option<&Arc<dyn Image>> {
         None
+    }
+
+    /// Whether this only stands for a backing file that is not open (see [`Follow`]).
+    fn is_absent(&self) -> bool {
+        false
     }
 
     /// Why the content cannot be read although the image is open: [`FormatErrorKind::NoKey`] where
@@ -249,6 +259,58 @@ impl<'a> Context<'a> {
     /// Whether this file is to be written to.
     pub fn write(&self) -> bool {
         self.write
+    }
+
+    /// The image below, as `open` opens it and checks that it is the right one, or what stands for
+    /// it where it need not be there (see [`Follow`]). `name` is what the image calls it.
+    ///
+    /// # Errors
+    /// Those of `open`.
+    pub fn below(
+        &mut self,
+        name: &[u8],
+        info: &mut ImageInfo,
+        open: impl FnOnce(&mut Self, &mut ImageInfo) -> Result<Arc<dyn Image>>,
+    ) -> Result<Arc<dyn Image>> {
+        if !matches!(self.options.follow, Follow::ImageOnly(_)) {
+            match open(self, info) {
+                Err(error) => self.go_on_without(error, &mut info.warnings)?,
+                opened => return opened,
+            }
+        }
+        Ok(follow::absent_image(info, name))
+    }
+
+    /// The data file `name` (see [`Context::open_part`]), or what stands for it where it need not
+    /// be there.
+    ///
+    /// # Errors
+    /// As [`Context::open_part`].
+    pub fn open_data_file(&mut self, name: &[u8], info: &mut ImageInfo) -> Result<BlockDevice> {
+        let role = "data file";
+        if !matches!(self.options.follow, Follow::ImageOnly(_)) {
+            let path = info.filename.clone();
+            match self.open_part(name, role, &path, &mut info.warnings) {
+                Err(error) => self.go_on_without(error, &mut info.warnings)?,
+                opened => return opened,
+            }
+        }
+        let what = format!("{role} '{}'", printable(name));
+        Ok(follow::absent_device(&what))
+    }
+
+    /// Turns an error into a warning, if the file need not be there.
+    ///
+    /// # Errors
+    /// The same error otherwise.
+    pub fn go_on_without(&self, error: FormatError, warnings: &mut Vec<String>) -> Result<()> {
+        match &self.options.follow {
+            Follow::IfPossible(incomplete) | Follow::ImageOnly(incomplete) if !self.write => {
+                warnings.push(incomplete.note(&error));
+                Ok(())
+            }
+            _ => Err(error),
+        }
     }
 
     /// Opens and locks a file that is named in the image `referrer` as its `role` and holds bytes
@@ -491,7 +553,7 @@ pub fn backing_format(name: &[u8], stated: Option<&[u8]>) -> Result<Format> {
             format!("the image does not state the format of its backing file '{name}'"),
         )
         .with_hint(format!(
-            "state it in the image: qemu-img rebase -u -F raw|qcow2 -b '{name}' IMAGE (--allow-backing DIR does not replace this)"
+            "state it in the image: guestlens rebase --unsafe IMAGE --backing '{name}' --backing-format raw|qcow2 (--allow-backing DIR does not replace this)"
         )));
     };
     Format::by_name(&String::from_utf8_lossy(stated))

@@ -206,7 +206,7 @@ fn foreign(name: &str) -> FormatError {
         format!("the file is {name}, which is not supported"),
     )
     .with_hint(
-        "convert it first (qemu-img convert, or unpack it), or state --format raw if it really is a raw disk",
+        "convert it first with a program that reads it, or unpack it, or state --format raw if it really is a raw disk",
     )
 }
 

@@ -6,6 +6,7 @@
 //! | [`check`] | checking and repairing an image file |
 //! | [`detect`] | the table of formats, and which one a file is of |
 //! | [`error`] | [`error::FormatError`] |
+//! | [`follow`] | images that lack a file they refer to |
 //! | [`mod@rebase`] | moving content along a backing chain |
 //! | [`reference`] | which files an image may make us open |
 //! | [`host_file`] | opening and locking files of the host |
@@ -46,6 +47,7 @@ pub mod compressor;
 pub mod convert;
 pub mod detect;
 pub mod error;
+pub mod follow;
 pub mod host_file;
 pub mod info;
 pub mod mapped;

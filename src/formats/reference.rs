@@ -119,7 +119,7 @@ impl<'a> Chain<'a> {
                 FormatErrorKind::Damaged,
                 format!("{context}: the chain is longer than {} files", limits::MAX_CHAIN_DEPTH),
             )
-            .with_hint("shorten the chain (qemu-img commit or rebase); --allow-backing DIR does not lift this limit"));
+            .with_hint("shorten the chain (guestlens commit or rebase); --allow-backing DIR does not lift this limit"));
         }
         let name = checked_name(name, &context)?;
         let file = self.open(name, referrer, &context, write)?;
@@ -128,7 +128,7 @@ impl<'a> Chain<'a> {
                 FormatErrorKind::Damaged,
                 format!("{context}: the chain leads back to a file it already contains"),
             )
-            .with_hint("correct the reference with qemu-img rebase -u; --allow-backing DIR does not help here"));
+            .with_hint("correct the reference with guestlens rebase --unsafe; --allow-backing DIR does not help here"));
         }
         self.files.push(file.id());
         if link == Link::Backing {

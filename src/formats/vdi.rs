@@ -215,7 +215,15 @@ pub fn open(
     let header = read_header(&file)?;
     let parent = match header.parent {
         None => None,
-        Some(wanted) => Some(open_parent(wanted, &mut info, context)?),
+        Some(wanted) => {
+            let name = wanted.0.to_string();
+            info.backing_filename = Some(name.clone());
+            info.backing_filename_format = Some("vdi".into());
+            let open = |context: &mut Context<'_>, info: &mut ImageInfo| {
+                open_parent(wanted, info, context)
+            };
+            Some(context.below(name.as_bytes(), &mut info, open)?)
+        }
     };
     info.virtual_size = header.len;
     info.cluster_size = Some(header.block);
@@ -271,8 +279,6 @@ fn open_parent(
             "the parent was changed since the image was made from it",
         ));
     }
-    info.backing_filename = Some(id.to_string());
-    info.backing_filename_format = Some("vdi".into());
     info.full_backing_filename = Some(parent.info().filename.clone());
     info.warnings.extend(parent.info().warnings.iter().cloned());
     Ok(parent)
@@ -427,6 +433,11 @@ impl BlockBackend for View {
     fn extent_at(&self, offset: u64, len: u64) -> BlockResult<Extent> {
         let run = self.run_at(offset, len)?;
         Ok(match run.mapping {
+            // All blocks of a fixed disk are there; which of them hold anything, the file knows.
+            Mapping::Data(host) if self.header.kind == Kind::Fixed && host < self.file.len() => {
+                let inside = self.file.len().saturating_sub(host);
+                self.file.extent_at(host, run.len.min(inside))?
+            }
             Mapping::Data(host) => Extent {
                 host_offset: Some(host),
                 ..Extent::data(run.len)

@@ -29,7 +29,7 @@ pub struct CheckArgs {
     #[arg(long, value_name = "WHAT", num_args = 0..=1, require_equals = true, default_missing_value = "all")]
     pub repair: Option<What>,
 
-    /// Repair also where nothing shows whether another program uses the image
+    /// Write also where nothing shows whether another program uses the image
     #[arg(long, requires = "repair")]
     pub force: bool,
 

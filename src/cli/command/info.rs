@@ -12,6 +12,7 @@ use crate::cli::failure::Outcome;
 use crate::cli::output::Output;
 use crate::cli::session::Session;
 use crate::cli::text::{self, host_path};
+use crate::formats::follow::{Follow, Incomplete};
 use crate::formats::{Image, ImageInfo, OpenOptions, open_path};
 use crate::fs::Timestamp;
 use crate::guest::{Disk, ImageArgument};
@@ -20,6 +21,9 @@ use crate::ondisk::text::printable;
 
 /// Arguments of `info`.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Exit status 3: a backing or data file could not be opened, because it is missing or policy does not
+allow it. The image itself is told all the same; --image-only does not look at these files.")]
 pub struct InfoArgs {
     /// Images; several are sda, sdb, … of one guest
     #[arg(value_name = "IMAGE")]
@@ -45,13 +49,15 @@ pub struct InfoArgs {
 /// Tells.
 ///
 /// # Errors
-/// If an image cannot be opened.
+/// If an image itself cannot be opened.
 pub fn run(args: &InfoArgs, out: &mut Output) -> Outcome {
     let images = args.open.all_images(&args.images)?;
     if args.backing_chain || args.image_only {
         return images_only(args, &images, out);
     }
-    let session = Session::open_metadata(&args.open, &images)?;
+    let incomplete = Arc::<Incomplete>::default();
+    let follow = Follow::IfPossible(Arc::clone(&incomplete));
+    let session = Session::open_following(&args.open, &images, follow)?;
     if args.json {
         let disks: Vec<Value> = session.guest.disks().iter().map(disk_json).collect();
         let mut document = match session.guest.disks() {
@@ -63,18 +69,36 @@ pub fn run(args: &InfoArgs, out: &mut Output) -> Outcome {
             members.insert("problems".into(), json!(session.guest.problems()));
         }
         out.json(&document)?;
-        return Ok(Exit::Done);
+        return Ok(exit(&incomplete));
     }
     for disk in session.guest.disks() {
         disk_text(disk, out)?;
     }
     session.tell_problems();
-    Ok(Exit::Done)
+    Ok(exit(&incomplete))
+}
+
+/// Without a file that an image refers to, only a part could be told.
+fn exit(incomplete: &Incomplete) -> Exit {
+    if incomplete.any() {
+        Exit::Partial
+    } else {
+        Exit::Done
+    }
 }
 
 /// Looks at the images and not at what is on their disks.
 fn images_only(args: &InfoArgs, images: &[ImageArgument], out: &mut Output) -> Outcome {
-    let options = args.open.metadata_options()?.image;
+    let incomplete = Arc::<Incomplete>::default();
+    let noted = Arc::clone(&incomplete);
+    let options = OpenOptions {
+        follow: if args.backing_chain {
+            Follow::IfPossible(noted)
+        } else {
+            Follow::ImageOnly(noted)
+        },
+        ..args.open.metadata_options()?.image
+    };
     let mut chains = Vec::new();
     for argument in images {
         let options = OpenOptions {
@@ -96,14 +120,14 @@ fn images_only(args: &InfoArgs, images: &[ImageArgument], out: &mut Output) -> O
             [only] if !args.backing_chain => out.json(only),
             _ => out.json(&values),
         }
-        .map(|()| Exit::Done);
+        .map(|()| exit(&incomplete));
     }
     for images in &chains {
         for (depth, image) in images.iter().enumerate() {
             image_text(depth, "image", image.info(), out)?;
         }
     }
-    Ok(Exit::Done)
+    Ok(exit(&incomplete))
 }
 
 /// The image and what it stands on, from the top.
@@ -111,7 +135,7 @@ fn chain(image: &Arc<dyn Image>) -> Vec<Arc<dyn Image>> {
     let mut images = vec![Arc::clone(image)];
     let mut here = Arc::clone(image);
     while images.len() <= limits::MAX_CHAIN_DEPTH {
-        let Some(next) = here.backing().cloned() else {
+        let Some(next) = here.backing().filter(|b| !b.is_absent()).cloned() else {
             break;
         };
         images.push(Arc::clone(&next));

@@ -45,16 +45,20 @@ pub struct MapArgs {
 pub fn run(args: &MapArgs, out: &mut Output) -> Outcome {
     let mut arguments = args.arguments.clone();
     let images = args.open.take_image(&mut arguments)?;
-    let runs = match arguments.as_slice() {
+    let (runs, chain) = match arguments.as_slice() {
         [] => disk(args, &Session::open_metadata(&args.open, &images)?)?,
         [path] => {
             let session = Session::open(&args.open, &images)?;
-            file(args, &session, path.as_encoded_bytes())?
+            let runs = file(args, &session, path.as_encoded_bytes())?;
+            (runs, Vec::new())
         }
         _ => return Err(Failure::usage("one path at most")),
     };
     if args.json {
-        let list: Vec<Value> = runs.iter().map(|(start, e)| run_json(*start, e)).collect();
+        let list: Vec<Value> = runs
+            .iter()
+            .map(|(start, e)| run_json(*start, e, format_at(&chain, e.depth)))
+            .collect();
         out.json(&list)?;
     } else {
         let rows: Vec<Vec<String>> = runs
@@ -85,15 +89,29 @@ pub fn run(args: &MapArgs, out: &mut Output) -> Outcome {
     Ok(Exit::Done)
 }
 
-fn run_json(start: u64, e: &Extent) -> Value {
+/// Names of the formats of a chain, from the top.
+type Formats = Vec<&'static str>;
+
+fn format_at(chain: &Formats, depth: u32) -> &'static str {
+    let depth = usize::try_from(depth).unwrap_or(usize::MAX);
+    chain.get(depth).copied().unwrap_or_default()
+}
+
+/// What QEMU says of a run depends on the format.
+fn run_json(start: u64, e: &Extent, format: &str) -> Value {
+    let hole = e.kind == ExtentKind::Hole;
+    // A hole of the host file has its place in it.
+    let in_file = hole && e.host_offset.is_some();
     let mut value = json!({
         "start": start,
         "length": e.len,
         "depth": e.depth,
-        // A hole of a raw file has its place in it.
-        "present": e.kind != ExtentKind::Hole || e.host_offset.is_some(),
+        // What these formats do not store is a statement that there are zeroes.
+        "present": !hole || in_file || matches!(format, "vpc" | "vdi"),
         "zero": e.reads_zero(),
-        "data": e.kind == ExtentKind::Data,
+        // Fixed disks store all there is, and that their file has holes is beside it.
+        "data": e.kind == ExtentKind::Data
+            || (in_file && matches!(format, "vpc" | "vdi" | "vmdk")),
         "compressed": e.compressed,
     });
     if let (Some(object), Some(offset)) = (value.as_object_mut(), e.host_offset) {
@@ -124,22 +142,32 @@ fn push(runs: &mut Vec<(u64, Extent)>, start: u64, next: Extent) {
     runs.push((start, next));
 }
 
-fn disk(args: &MapArgs, session: &Session) -> Outcome<Vec<(u64, Extent)>> {
+fn disk(args: &MapArgs, session: &Session) -> Outcome<(Vec<(u64, Extent)>, Formats)> {
     let guest = &session.guest;
     let device = match &args.disk {
-        None => guest.disks().first().map(|d| &d.device),
+        None => guest.disks().first().map(|d| (d, &d.device)),
         Some(name) => guest
             .disks()
             .iter()
-            .map(|d| (&d.name, &d.device))
-            .chain(guest.volumes().iter().map(|v| (&v.name, &v.device)))
-            .find(|(n, _)| *n == name)
-            .map(|(_, d)| d),
+            .map(|d| (&d.name, d, &d.device))
+            .chain(guest.volumes().iter().filter_map(|v| {
+                let disk = guest.disks().get(v.disk)?;
+                Some((&v.name, disk, &v.device))
+            }))
+            .find(|(n, ..)| *n == name)
+            .map(|(_, disk, device)| (disk, device)),
     };
-    let Some(device) = device else {
+    let Some((disk, device)) = device else {
         return Err(Failure::new("there is no such disk or volume")
             .with_hint("`guestlens info` names the disks, `guestlens filesystems` the volumes"));
     };
+    let mut chain = vec![disk.image.info().format];
+    let mut below = disk.image.backing();
+    // Chains are bounded where they are opened.
+    while let Some(image) = below {
+        chain.push(image.info().format);
+        below = image.backing();
+    }
     let mut runs = Vec::new();
     let mut at = 0u64;
     while at < device.len() {
@@ -147,14 +175,19 @@ fn disk(args: &MapArgs, session: &Session) -> Outcome<Vec<(u64, Extent)>> {
         let extent = device
             .extent_at(at, left)
             .context(|| format!("the map at byte {at}"))?;
-        let extent = extent.truncated(left);
+        let mut extent = extent.truncated(left);
+        if args.json && format_at(&chain, extent.depth) == "vhdx" {
+            // QEMU does not tell what is where in these.
+            extent.kind = ExtentKind::Data;
+            extent.host_offset = None;
+        }
         if extent.len == 0 {
             return Err(Failure::new(format!("the map at byte {at} ends early")));
         }
         push(&mut runs, at, extent);
         at = at.saturating_add(extent.len);
     }
-    Ok(runs)
+    Ok((runs, chain))
 }
 
 fn file(args: &MapArgs, session: &Session, path: &[u8]) -> Outcome<Vec<(u64, Extent)>> {

@@ -53,6 +53,10 @@ pub struct NbdArgs {
     #[arg(long, conflicts_with_all = ["snapshot", "live"])]
     pub rw: bool,
 
+    /// Write also where nothing shows whether another program uses the image
+    #[arg(long, requires = "rw")]
+    pub force: bool,
+
     /// Name of the export; the empty name always leads to it as well
     #[arg(long, value_name = "NAME", default_value = "")]
     pub name: OsString,
@@ -135,6 +139,7 @@ fn start_server() -> Outcome {
 fn open(args: &NbdArgs) -> Outcome<(Arc<dyn Image>, BlockDevice)> {
     let mut options = args.open.guest_options()?.image;
     options.write = args.rw;
+    options.force = args.force;
     let image = open_path(&args.image, &options)?;
     check_unlocked(&image)?;
     for warning in &image.info().warnings {

@@ -96,7 +96,7 @@ fn damaged(what: impl Into<String>) -> FormatError {
         FormatErrorKind::Damaged,
         format!("qcow2 header: {}", what.into()),
     )
-    .with_hint("qemu-img check says more; perhaps the file was not copied completely")
+    .with_hint("perhaps the file was not copied completely")
 }
 
 /// Length of the first cluster, which holds the header and its extensions, read from the first

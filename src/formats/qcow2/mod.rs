@@ -92,7 +92,7 @@ pub fn open(
     let path = info.filename.clone();
     let mut references = References::default();
     if let Some(name) = &header.data_file {
-        let data = context.open_part(name, "data file", &path, &mut info.warnings)?;
+        let data = context.open_data_file(name, &mut info)?;
         // To be written it has to be able to grow; what it lacks reads as zeroes anyway.
         references.data_file = Some(if context.write() {
             data
@@ -103,11 +103,14 @@ pub fn open(
     let options = context.options();
     references.encryption = Encryption::open(&file, &header, &options.keys, &shown(&path))?;
     if let Some(name) = &header.backing_name {
-        let format = backing_format(name, header.backing_format.as_deref())?;
-        let backing = context.open_backing(name, format, &path)?;
+        let backing = context.below(name, &mut info, |context, info| {
+            let format = backing_format(name, header.backing_format.as_deref())?;
+            let backing = context.open_backing(name, format, &path)?;
+            info.warnings
+                .extend(backing.info().warnings.iter().cloned());
+            Ok(backing)
+        })?;
         info.full_backing_filename = Some(backing.info().filename.clone());
-        info.warnings
-            .extend(backing.info().warnings.iter().cloned());
         references.backing = Some(backing);
     }
     let cache = Arc::clone(&options.cache);

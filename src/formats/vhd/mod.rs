@@ -203,10 +203,14 @@ pub fn open(
         info.backing_filename = paths.first().map(|p| printable(p.as_bytes()));
         info.backing_filename_format = Some(Format::Vhd.name().into());
         let path = info.filename.clone();
-        let image = windows_path::open_parent(&paths, Format::Vhd, &path, context)?;
-        check_parent(header, image.info())?;
-        info.full_backing_filename = Some(image.info().filename.clone());
-        info.warnings.extend(image.info().warnings.iter().cloned());
+        let name = paths.first().map(String::as_bytes).unwrap_or_default();
+        let image = context.below(name, &mut info, |context, info| {
+            let image = windows_path::open_parent(&paths, Format::Vhd, &path, context)?;
+            check_parent(header, image.info())?;
+            info.full_backing_filename = Some(image.info().filename.clone());
+            info.warnings.extend(image.info().warnings.iter().cloned());
+            Ok(image)
+        })?;
         parent = Some(image);
     }
     let cache = Arc::clone(&context.options().cache);
@@ -337,7 +341,10 @@ impl BlockBackend for Fixed {
     fn extent_at(&self, offset: u64, len: u64) -> BlockResult<Extent> {
         match self.file.len().checked_sub(offset) {
             Some(inside @ 1..) => self.file.extent_at(offset, len.min(inside)),
-            _ => Ok(Extent::hole(len)),
+            _ => Ok(Extent {
+                host_offset: Some(offset),
+                ..Extent::hole(len)
+            }),
         }
     }
 

@@ -147,10 +147,14 @@ pub fn open(
         info.backing_filename = named.paths.first().map(|p| printable(p.as_bytes()));
         info.backing_filename_format = Some(Format::Vhdx.name().into());
         let path = info.filename.clone();
-        let image = windows_path::open_parent(&named.paths, Format::Vhdx, &path, context)?;
-        check_parent(named, image.info())?;
-        info.full_backing_filename = Some(image.info().filename.clone());
-        info.warnings.extend(image.info().warnings.iter().cloned());
+        let name = named.paths.first().map(String::as_bytes);
+        let image = context.below(name.unwrap_or_default(), &mut info, |context, info| {
+            let image = windows_path::open_parent(&named.paths, Format::Vhdx, &path, context)?;
+            check_parent(named, image.info())?;
+            info.full_backing_filename = Some(image.info().filename.clone());
+            info.warnings.extend(image.info().warnings.iter().cloned());
+            Ok(image)
+        })?;
         parent = Some(image);
     }
     let cache = Arc::clone(&context.options().cache);

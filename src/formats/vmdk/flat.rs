@@ -33,7 +33,10 @@ impl BlockBackend for FlatExtent {
         let at = self.start.saturating_add(offset);
         match self.file.len().checked_sub(at) {
             Some(inside @ 1..) => self.file.extent_at(at, len.min(inside)),
-            _ => Ok(Extent::hole(len)),
+            _ => Ok(Extent {
+                host_offset: Some(at),
+                ..Extent::hole(len)
+            }),
         }
     }
 

@@ -33,7 +33,7 @@ use self::sparse::SparseExtent;
 use super::api::{Context, Image, ImageInfo};
 use super::detect::Format;
 use super::error::{FormatError, FormatErrorKind, Result};
-use super::windows_path;
+use super::{follow, windows_path};
 use crate::block::BlockDevice;
 use crate::block::concat::ConcatBackend;
 use crate::limits;
@@ -169,12 +169,21 @@ impl Opening<'_, '_> {
         self.open_parent(&descriptor)?;
         let mut files = BTreeMap::new();
         for line in &descriptor.extents {
-            self.add_line(line, &mut files).map_err(|e| {
+            let added = self.add_line(line, &mut files).map_err(|e| {
                 if line.name.is_empty() {
                     return e;
                 }
                 e.within(format!("extent '{}'", printable(&line.name)))
-            })?;
+            });
+            if let Err(error) = added {
+                let warnings = &mut self.info.warnings;
+                self.context.go_on_without(error, warnings)?;
+                let len = line.sectors.checked_mul(SECTOR).ok_or_else(too_large)?;
+                let name = printable(&line.name);
+                self.extents
+                    .push(follow::absent_len(&format!("extent '{name}'"), len));
+                self.list(len, &name, &line.type_name, None);
+            }
         }
         Ok((
             descriptor.cid,
@@ -189,31 +198,41 @@ impl Opening<'_, '_> {
             return Ok(());
         };
         self.info.backing_filename = Some(printable(name));
-        let path = self.info.filename.clone();
+        self.info.backing_filename_format = Some("vmdk".into());
+        let parent = self.context.below(name, &mut self.info, |context, info| {
+            Self::parent(name, descriptor.parent_cid, context, info)
+        })?;
+        self.info.full_backing_filename = Some(parent.info().filename.clone());
+        self.parent = Some(parent);
+        Ok(())
+    }
+
+    fn parent(
+        name: &[u8],
+        parent_cid: u32,
+        context: &mut Context<'_>,
+        info: &mut ImageInfo,
+    ) -> Result<Arc<dyn Image>> {
+        let path = info.filename.clone();
         let parent = if name.contains(&b'\\') {
             let name = String::from_utf8_lossy(name).into_owned();
-            windows_path::open_parent(&[name], Format::Vmdk, &path, self.context)?
+            windows_path::open_parent(&[name], Format::Vmdk, &path, context)?
         } else {
-            self.context.open_backing(name, Format::Vmdk, &path)?
+            context.open_backing(name, Format::Vmdk, &path)?
         };
         let cid = parent.info().format_specific.get("cid");
-        if cid.and_then(serde_json::Value::as_u64) != Some(descriptor.parent_cid.into()) {
+        if cid.and_then(serde_json::Value::as_u64) != Some(parent_cid.into()) {
             return Err(FormatError::new(
                 FormatErrorKind::Damaged,
                 format!(
                     "the parent '{}' was changed since this image was made from it (content id is not {:08x})",
                     printable(name),
-                    descriptor.parent_cid
+                    parent_cid
                 ),
             ));
         }
-        self.info.backing_filename_format = Some("vmdk".into());
-        self.info.full_backing_filename = Some(parent.info().filename.clone());
-        self.info
-            .warnings
-            .extend(parent.info().warnings.iter().cloned());
-        self.parent = Some(parent);
-        Ok(())
+        info.warnings.extend(parent.info().warnings.iter().cloned());
+        Ok(parent)
     }
 
     /// Adds what one line of a descriptor stands for. `files` are those opened so far.
