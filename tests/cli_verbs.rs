@@ -138,6 +138,12 @@ fn the_verbs_on_a_whole_guest() {
     let capabilities = json(&["capabilities", "--json"]);
     for (list, name) in [
         ("formats", "qcow2"),
+        ("formats", "zst"),
+        ("writes", "raw"),
+        ("writes", "qcow2"),
+        ("converts-to", "vhd-fixed"),
+        ("encryption", "qcow2-luks"),
+        ("remote", "nbd"),
         ("partition-tables", "gpt"),
         ("network", "ifcfg"),
         ("verbs", "ls"),
@@ -145,6 +151,7 @@ fn the_verbs_on_a_whole_guest() {
         let list = capabilities[list].as_array().unwrap();
         assert!(list.iter().any(|v| v == name), "{name} in {list:?}");
     }
+    assert_eq!(capabilities["writes"].as_array().unwrap().len(), 2);
 
     // What is odd inside is told, and stops nothing.
     let problems = run(&["filesystems", image]);

@@ -121,6 +121,45 @@ fn every_source_to_every_target() {
     }
 }
 
+/// Each is made as `s` (and files whose names begin so) by a shell command.
+#[test]
+fn packed_split_and_encrypted_sources_to_every_target() {
+    let dir = workdir();
+    let dir = dir.path();
+    shell(dir, MAKE_DISK);
+    shell(dir, "split -b 5000000 disk.raw part.; printf secret >key");
+    let qemu = |options: &str| format!("qemu-img convert -f raw {options} disk.raw s");
+    let parts = |program: &str| format!("for p in part.*; do {program} <$p; done >s");
+    for (make, options) in [
+        (qemu("-O vdi"), &[][..]),
+        (qemu("-O vdi -o static=on"), &[]),
+        (qemu("-O vhdx -o subformat=fixed"), &[]),
+        (qemu("-O vmdk -o subformat=twoGbMaxExtentSparse"), &[]),
+        (qemu("-O vmdk -o subformat=twoGbMaxExtentFlat"), &[]),
+        ("gzip -1 <disk.raw >s".into(), &[]),
+        (parts("gzip -1"), &[]),
+        ("xz -0 -T1 <disk.raw >s".into(), &[]),
+        ("xz -0 -T1 --block-size=3MiB <disk.raw >s".into(), &[]),
+        (parts("xz -0"), &[]),
+        ("zstd -q -1 <disk.raw >s".into(), &[]),
+        (parts("zstd -q -1"), &[]),
+        (
+            qemu(
+                "-O qcow2 --object secret,id=k,file=key \
+                 -o encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10",
+            ),
+            &["--key-file", "key"],
+        ),
+    ] {
+        println!("{make}");
+        shell(dir, &make);
+        for target in TARGETS {
+            check(dir, "s", &[*target, options].concat());
+        }
+        shell(dir, "rm -f s s-*");
+    }
+}
+
 #[test]
 fn qcow2_of_every_kind() {
     let dir = workdir();
