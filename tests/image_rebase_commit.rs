@@ -184,6 +184,58 @@ fn committing_moves_the_disk_down() {
 }
 
 #[test]
+fn a_chain_is_committed_into_its_base() {
+    for (base, keep) in [("qcow2", false), ("raw", false), ("qcow2", true)] {
+        let dir = workdir();
+        let dir = dir.path();
+        // The image in the middle is shorter than what lies below it.
+        shell(
+            dir,
+            &format!(
+                "qemu-img create -q -f {base} base 7M
+                 qemu-io -f {base} -c 'write -P 1 0 6M' -c 'write -P 7 6M 1M' base >/dev/null
+                 qemu-img create -q -f qcow2 -b base -F {base} a.qcow2
+                 qemu-io -f qcow2 -c 'write -P 2 1M 2M' a.qcow2 >/dev/null
+                 qemu-img create -q -f qcow2 -b a.qcow2 -F qcow2 b.qcow2 5M
+                 qemu-io -f qcow2 -c 'write -P 3 2M 2M' -c 'write -z 100k 200k' b.qcow2 >/dev/null
+                 qemu-img create -q -f qcow2 -b b.qcow2 -F qcow2 c.qcow2 9M
+                 qemu-io -f qcow2 -c 'write -P 4 3M 70k' -c 'write -P 5 8M 1k' c.qcow2 >/dev/null
+                 qemu-img convert -O raw c.qcow2 want; qemu-img create -q -f qcow2 other 1M"
+            ),
+        );
+        let output = guestlens()
+            .current_dir(dir)
+            .args(["commit", "c.qcow2", "--base", "other"])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("backing chain"), "{stderr}");
+        let mut arguments = vec!["commit", "c.qcow2", "--base", "base"];
+        if keep {
+            arguments.push("--keep");
+        }
+        does(&arguments, dir);
+        check(dir, "c.qcow2");
+        shell(
+            dir,
+            &format!(
+                "qemu-img compare -q -F raw c.qcow2 want
+                 qemu-img compare -q -f {base} -F raw base want"
+            ),
+        );
+        if base == "qcow2" {
+            check(dir, "base");
+        }
+        let info = shell(dir, "qemu-img info c.qcow2");
+        let backing = if keep { "b.qcow2" } else { "base" };
+        assert!(info.contains(&format!("backing file: {backing}")), "{info}");
+        let map = shell(dir, "qemu-img map --output=json c.qcow2");
+        assert_eq!(map.contains("\"depth\": 0,"), keep, "{map}");
+    }
+}
+
+#[test]
 fn what_is_in_use_or_not_allowed_is_refused() {
     let dir = workdir();
     let dir = dir.path();

@@ -14,6 +14,11 @@
 //!    show it already. Flush and close the backing file: durable and without leaks;
 //! 3. the image is emptied, so that all of it shows from the backing file.
 //!
+//! Committing a chain of images into one further down does steps 1 and 2 for each image above that
+//! one, from the lowest up. What the topmost shows stays the same at each moment: what is written
+//! of an image is what all above it show already, unless they have their own. The images between
+//! become wrong by that. Then the topmost image gets the lowest as its backing file, and step 3.
+//!
 //! Both lock the image as one that is written to; committing locks the backing file the same way.
 
 use std::os::unix::ffi::OsStrExt as _;
@@ -129,19 +134,85 @@ pub fn commit(
     options: &OpenOptions,
     progress: Progress<'_>,
 ) -> Result<u64> {
-    let overlay = Overlay::open(path, options)?;
-    let header = &overlay.header;
-    let Some(name) = &header.backing_name else {
-        return Err(FormatError::new(
-            FormatErrorKind::Unsupported,
-            "the image has no backing file to commit into",
-        ));
+    commit_into(path, None, keep, options, progress)
+}
+
+/// Writes what an image and those below it hold into `base`, one of the chain, or the image's own
+/// backing file if none is given. Unless `keep`, the image is empty afterwards, and `base` is its
+/// backing file.
+///
+/// # Errors
+/// As [`commit`].
+pub fn commit_into(
+    path: &Path,
+    base: Option<&Path>,
+    keep: bool,
+    options: &OpenOptions,
+    progress: Progress<'_>,
+) -> Result<u64> {
+    let top = Overlay::open(path, options)?;
+    let mut chain = Chain::new(&options.policy, &top.id);
+    let wanted = base
+        .map(|base| {
+            let found = std::fs::metadata(base);
+            found
+                .map(|m| FileId::of(&m))
+                .map_err(|e| FormatError::io(format!("cannot look at {}", shown(base)), e))
+        })
+        .transpose()?;
+    // Images to commit, the topmost last. The chain bounds their number.
+    let mut layers: Vec<Overlay> = Vec::new();
+    let mut here = top;
+    let (base_path, base_id, format, name) = loop {
+        let Some(name) = here.header.backing_name.clone() else {
+            return Err(match base {
+                Some(base) if !layers.is_empty() => FormatError::new(
+                    FormatErrorKind::NotAllowed,
+                    format!("{} is not in the image's backing chain", shown(base)),
+                ),
+                _ => FormatError::new(
+                    FormatErrorKind::Unsupported,
+                    "the image has no backing file to commit into",
+                ),
+            });
+        };
+        let format = backing_format(&name, here.header.backing_format.as_deref())?;
+        let place = chain.follow(&name, (Link::Backing, "backing file"), &here.path, false)?;
+        let (below, id) = (place.path().to_owned(), place.id());
+        drop(place);
+        if wanted.is_none_or(|wanted| wanted == id) {
+            layers.insert(0, here);
+            break (below, id, format, name);
+        }
+        if format != Format::Qcow2 {
+            return Err(FormatError::new(
+                FormatErrorKind::NotAllowed,
+                format!(
+                    "{} is not in the image's backing chain",
+                    base.map(shown).unwrap_or_default()
+                ),
+            ));
+        }
+        let options = OpenOptions {
+            format: Some(format.name().into()),
+            ..options.clone()
+        };
+        let next = Overlay::open(&below, &options)?;
+        if next.id.id() != id {
+            return Err(replaced(&below));
+        }
+        layers.insert(0, here);
+        here = next;
     };
-    let format = backing_format(name, header.backing_format.as_deref())?;
-    let mut chain = overlay.chain(options);
-    let place = chain.follow(name, (Link::Backing, "backing file"), path, false)?;
-    let (base_path, base_id) = (place.path().to_owned(), place.id());
-    drop(place);
+    let several = layers.len() > 1;
+    let named = match layers.first() {
+        // The name is relative to the directory of the image that has it.
+        Some(lowest) if several && directory(&lowest.path) != directory(path) => {
+            std::path::absolute(&base_path)
+                .map_err(|e| FormatError::io("cannot find the current directory", e))?
+        }
+        _ => PathBuf::from(std::ffi::OsStr::from_bytes(&name)),
+    };
     let writing = OpenOptions {
         format: Some(format.name().into()),
         write: true,
@@ -152,16 +223,19 @@ pub fn commit(
             .map_err(|e| e.within("the backing file, which is to be written to"))?;
         // It was found by a name in the image; that it is still the same file is checked again.
         if id(&base_path) != Some(base_id) {
-            return Err(FormatError::new(
-                FormatErrorKind::Busy,
-                format!("{} was replaced while it was opened", shown(&base_path)),
-            ));
+            return Err(replaced(&base_path));
         }
         Ok(base)
     };
-    let disk_len = header.size;
-    let info = overlay.info();
-    let image = overlay.over(None, options, info)?;
+    let disk_len = layers.iter().map(|l| l.header.size).max().unwrap_or(0);
+    let mut images = Vec::with_capacity(layers.len());
+    for layer in layers {
+        let info = layer.info();
+        images.push(layer.over(None, options, info)?);
+    }
+    let Some((image, between)) = images.split_last() else {
+        return Err(not_writable());
+    };
     let mut base = open_base()?;
     // 1.
     if base.device().len() < disk_len {
@@ -172,17 +246,45 @@ pub fn commit(
         base = open_base()?;
     }
     // 2.
-    let copied = copy_stored(&image.device(), &base.device(), progress)?;
+    let mut copied = 0_u64;
+    for layer in between {
+        let (from, to) = (layer.device(), base.device());
+        // A shorter image hides what is below its end.
+        if let Some(hidden @ 1..) = to.len().checked_sub(from.len()) {
+            to.write_zeroes(from.len(), hidden, true)?;
+        }
+        copied = copied.saturating_add(copy_stored(&from, &to, progress)?);
+    }
+    copied = copied.saturating_add(copy_stored(&image.device(), &base.device(), progress)?);
     base.device().flush()?;
     base.writer().ok_or_else(not_writable)?.close()?;
     drop(base);
     // 3.
     if !keep {
         let writer = image.writer().ok_or_else(not_writable)?;
+        if several {
+            writer.set_backing(Some((
+                named.as_os_str().as_bytes(),
+                format.name().as_bytes(),
+            )))?;
+        }
         writer.make_empty()?;
         writer.close()?;
     }
     Ok(copied)
+}
+
+/// The directory names in an image are relative to.
+fn directory(path: &Path) -> Option<PathBuf> {
+    let absolute = std::path::absolute(path).ok()?;
+    std::fs::canonicalize(absolute.parent()?).ok()
+}
+
+fn replaced(path: &Path) -> FormatError {
+    FormatError::new(
+        FormatErrorKind::Busy,
+        format!("{} was replaced while it was opened", shown(path)),
+    )
 }
 
 fn not_writable() -> FormatError {
@@ -260,10 +362,6 @@ impl Overlay {
             actual_size,
             warnings,
         })
-    }
-
-    fn chain<'a>(&self, options: &'a OpenOptions) -> Chain<'a> {
-        Chain::new(&options.policy, &self.id)
     }
 
     fn info(&self) -> ImageInfo {

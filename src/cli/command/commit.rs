@@ -17,11 +17,17 @@ use crate::formats::rebase;
 /// Arguments of `commit`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-The backing file is written to. Other images on the same backing file become wrong by that.")]
+The backing file is written to. With --base, that becomes the image's backing file.
+Other images on the same backing file become wrong by that.")]
 pub struct CommitArgs {
     /// The image
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
+
+    /// Commit into this image of the chain instead of the first backing file; those between
+    /// become wrong
+    #[arg(long, value_name = "FILE")]
+    pub base: Option<PathBuf>,
 
     /// Do not empty the image afterwards
     #[arg(long)]
@@ -43,9 +49,15 @@ pub struct CommitArgs {
 pub fn run(args: &CommitArgs, log: &LogArgs, out: &mut Output) -> Outcome {
     let mut progress = Progress::new(None, log.quiet);
     let options = args.open.options(true)?;
-    let copied = rebase::commit(&args.image, args.keep, &options, &mut |bytes| {
-        progress.add(bytes);
-    })
+    let copied = rebase::commit_into(
+        &args.image,
+        args.base.as_deref(),
+        args.keep,
+        &options,
+        &mut |bytes| {
+            progress.add(bytes);
+        },
+    )
     .context(|| format!("cannot commit {}", host_path(&args.image)))?;
     drop(progress);
     if args.json {
