@@ -342,11 +342,6 @@ fn to_stdout_and_the_report() {
              qemu-img compare -f raw -F vmdk disk.raw streamed.vmdk"
         ),
     );
-    // A reader that goes away is no failure.
-    shell(
-        dir,
-        &format!("{binary} convert s.qcow2 - --to raw | head -c 1M | wc -c"),
-    );
     refused(
         &mut convert(dir, &["s.qcow2", "-", "--to", "qcow2"]),
         2,
@@ -376,6 +371,92 @@ fn to_stdout_and_the_report() {
         refused(convert(dir, &["disk.raw", "n"]).args(options), 2, words);
     }
     assert!(!dir.join("n").exists());
+}
+
+/// Half a disk is no disk: other than for a listing, it matters that the reader went away.
+#[test]
+fn a_reader_that_goes_away() {
+    let dir = workdir();
+    shell(dir.path(), MAKE_DISK);
+    for format in ["raw", "vmdk"] {
+        let said = shell(
+            dir.path(),
+            &format!(
+                "set +o pipefail
+                 '{}' convert disk.raw - --to {format} 2>said | head -c 10 >got
+                 echo ${{PIPESTATUS[0]}}; cat said",
+                support::guestlens_path().display()
+            ),
+        );
+        assert!(said.starts_with("1\n"), "{said}");
+        assert!(said.contains("Broken pipe"), "{said}");
+    }
+}
+
+#[test]
+fn targets_that_cannot_be() {
+    let dir = workdir();
+    let dir = dir.path();
+    shell(
+        dir,
+        "qemu-img create -q -f qcow2 a.qcow2 1M; ln -s a.qcow2 link; cp a.qcow2 same",
+    );
+    for (target, status, words) in [
+        ("a.qcow2", 1, "source and target are the same file"),
+        ("link", 1, "source and target are the same file"),
+        ("new/", 2, "names a directory"),
+        ("nbd://localhost/x", 2, "a URL is not accepted here"),
+        ("https://localhost/x", 2, "a URL is not accepted here"),
+    ] {
+        refused(
+            &mut convert(dir, &["a.qcow2", target, "--to", "raw", "--force"]),
+            status,
+            words,
+        );
+    }
+    for verb in ["verify", "check"] {
+        refused(
+            guestlens().args([verb, "https://localhost/x"]),
+            2,
+            "a URL is not accepted here",
+        );
+    }
+    shell(dir, "cmp a.qcow2 same; [ ! -e new ]");
+}
+
+/// A name that several snapshots have stands for none of them.
+#[test]
+fn snapshots_of_the_same_name() {
+    let dir = workdir();
+    let dir = dir.path();
+    shell(
+        dir,
+        "qemu-img create -q -f qcow2 a.qcow2 1M
+         for n in twice twice once; do qemu-img snapshot -c $n a.qcow2; done; cp a.qcow2 same",
+    );
+    let snapshot = |args: &[&str]| {
+        let mut command = guestlens();
+        command.current_dir(dir).args(["snapshot", "a.qcow2"]);
+        command.args(args);
+        command
+    };
+    for (args, status, words) in [
+        (&["apply", "twice"][..], 1, "there are 2 snapshots"),
+        (&["delete", "twice"], 1, "say which by its id: 1, 2"),
+        (&["extract", "twice", "x"], 1, "there are 2 snapshots"),
+        (&["create", "once"], 1, "already"),
+        (&["create", "2"], 1, "of the id"),
+        (&["create", ""], 2, "not empty"),
+        (&["delete", "gone"], 1, "has no snapshot"),
+    ] {
+        refused(&mut snapshot(args), status, words);
+    }
+    let by_name = ["a.qcow2", "x", "--to", "raw", "--snapshot", "twice"];
+    refused(&mut convert(dir, &by_name), 1, "there are 2 snapshots");
+    shell(dir, "cmp a.qcow2 same; [ ! -e x ]");
+    run(&mut snapshot(&["extract", "once", "x"]));
+    run(&mut snapshot(&["delete", "2"]));
+    run(&mut snapshot(&["apply", "twice"]));
 }
 
 #[test]
@@ -408,7 +489,7 @@ fn a_failure_leaves_nothing() {
     refused(
         &mut convert(dir, &["disk.raw", "disk.raw", "--to", "qcow2", "--force"]),
         1,
-        "in use",
+        "same file",
     );
     assert_eq!(shell(dir, "ls -A out; cat out/old"), "old\nold\n");
     // Killed while it works, in every way.
@@ -476,7 +557,41 @@ fn to_a_block_device() {
     );
     let device = device.trim();
     let result = std::panic::catch_unwind(|| {
-        run(&mut convert(dir, &["s.qcow2", device, "--to", "raw"]));
+        // What is on it is overwritten only on purpose, wherever it shows.
+        let to_raw = ["s.qcow2", device, "--to", "raw"];
+        let not_empty = "is not empty";
+        refused(&mut convert(dir, &to_raw), 1, not_empty);
+        shell(dir, "[ \"$(tr -d x <under | wc -c)\" = 0 ]; cp under x");
+        for (on_it, words) in [
+            (
+                "echo 'label: gpt' | sfdisk -q $D; dd if=/dev/zero of=$D bs=1M count=1 status=none",
+                "last MiB",
+            ),
+            (
+                "printf 'label: dos\n2048,2048\n' | sfdisk -q --no-reread $D",
+                "partition table",
+            ),
+            ("mke2fs -q -F $D", "first MiB"),
+            ("qemu-img convert -O qcow2 disk.raw $D", "looks like qcow2"),
+            (
+                "printf x | dd of=$D seek=67000000 bs=1 status=none",
+                "last MiB",
+            ),
+        ] {
+            shell(
+                dir,
+                &format!("D={device}; dd if=/dev/zero of=$D bs=1M count=64 status=none; {on_it}"),
+            );
+            refused(&mut convert(dir, &to_raw), 1, words);
+        }
+        // An empty one is there to be written to.
+        shell(
+            dir,
+            &format!("dd if=/dev/zero of={device} bs=1M count=64 status=none"),
+        );
+        run(&mut convert(dir, &to_raw));
+        shell(dir, &format!("cp x {device}"));
+        run(convert(dir, &to_raw).arg("--force"));
         shell(
             dir,
             &format!("cmp -n $(stat -c %s disk.raw) disk.raw {device}"),
@@ -485,7 +600,7 @@ fn to_a_block_device() {
         shell(dir, "[ \"$(tail -c 1536 under | tr -d x | wc -c)\" = 0 ]");
         run(&mut convert(
             dir,
-            &["s.qcow2", device, "--to", "qcow2", "-c"],
+            &["s.qcow2", device, "--to", "qcow2", "-c", "--force"],
         ));
         shell(
             dir,
@@ -511,7 +626,7 @@ fn to_a_block_device() {
         // Too small.
         shell(dir, "qemu-img create -q -f qcow2 large.qcow2 65M");
         refused(
-            &mut convert(dir, &["large.qcow2", device, "--to", "raw"]),
+            &mut convert(dir, &["large.qcow2", device, "--to", "raw", "--force"]),
             1,
             "are needed",
         );

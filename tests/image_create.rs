@@ -244,6 +244,26 @@ fn on_a_backing_file() {
 }
 
 #[test]
+fn options_that_do_not_go_together() {
+    let dir = workdir();
+    for (size, options, words) in [
+        ("1M", "--compat 0.10 --compression zstd", "zstd needs"),
+        ("1M", "--compat 0.10 --refcount-bits 1", "--compat 1.1"),
+        ("1M", "--compat 0.10 --extended-l2", "--compat 1.1"),
+        ("1M", "--extended-l2 --cluster-size 8K", "at least 16K"),
+        ("9223372036854775807", "", "the size is too large"),
+    ] {
+        let options: Vec<&str> = options.split_whitespace().collect();
+        refused(
+            create(dir.path(), &["x", size, "--format", "qcow2"]).args(options),
+            2,
+            words,
+        );
+        assert!(!dir.path().join("x").exists());
+    }
+}
+
+#[test]
 fn nothing_is_overwritten_by_accident() {
     let dir = workdir();
     let dir = dir.path();
@@ -313,20 +333,25 @@ fn on_a_full_disk_and_on_a_block_device() {
         "head -c 20M /dev/zero | tr '\\0' x >disk; losetup -f --show disk",
     );
     let device = device.trim();
-    let made = create(dir, &[device, "64M", "--format", "qcow2"])
+    let not_empty = create(dir, &[device, "64M", "--format", "qcow2"])
+        .output()
+        .unwrap();
+    let made = create(dir, &[device, "64M", "--format", "qcow2", "--force"])
         .output()
         .unwrap();
     let checked = tool("qemu-img")
         .args(["check", "-f", "qcow2", device])
         .output()
         .unwrap();
-    let raw = create(dir, &[device, "10M", "--format", "raw"])
+    let raw = create(dir, &[device, "10M", "--format", "raw", "--force"])
         .output()
         .unwrap();
-    let large = create(dir, &[device, "21M", "--format", "raw"])
+    let large = create(dir, &[device, "21M", "--format", "raw", "--force"])
         .output()
         .unwrap();
     run(tool("losetup").args(["-d", device]));
+    assert_eq!(not_empty.status.code(), Some(1), "{not_empty:?}");
+    assert!(String::from_utf8_lossy(&not_empty.stderr).contains("--force overwrites"));
     assert!(made.status.success(), "{made:?}");
     assert!(checked.status.success(), "{checked:?}");
     assert!(raw.status.success(), "{raw:?}");

@@ -535,6 +535,51 @@ fn once_and_fork() {
     }
 }
 
+/// The file of the process number takes the place of nothing but a left-over one of its kind, and
+/// only what was made is removed.
+#[test]
+fn a_pid_file_harms_no_other_file() {
+    let dir = workdir();
+    shell(
+        dir.path(),
+        "head -c 1M /dev/urandom >disk.raw; cp disk.raw same; echo notes >notes; : >empty
+         ln -s disk.raw link; ln -s new dangling; echo 1 >alive; mkfifo fifo; mkdir dir
+         sh -c 'echo $$' >gone; ln -s gone to-gone",
+    );
+    for victim in [
+        "disk.raw", "link", "notes", "empty", "dangling", "alive", "fifo", "dir", "to-gone",
+    ] {
+        let out = guestlens()
+            .current_dir(dir.path())
+            .args(["nbd", "disk.raw", "--unix", "s", "--pid-file", victim])
+            .output()
+            .unwrap();
+        assert_eq!(out.status.code(), Some(1), "{victim}: {out:?}");
+        assert!(String::from_utf8_lossy(&out.stderr).contains("exists"));
+    }
+    shell(
+        dir.path(),
+        "cmp disk.raw same; [ $(cat notes) = notes ]; [ $(cat alive) = 1 ]; [ -f empty ]
+         [ ! -e new ]; [ -L dangling ]; [ -L link ]; [ -p fifo ]; [ ! -e s ]",
+    );
+    let server = Server::start(
+        dir.path(),
+        &["disk.raw", "--unix", "s", "--pid-file", "gone"],
+    );
+    let text = std::fs::read_to_string(dir.path().join("gone")).unwrap();
+    assert_eq!(text.trim(), server.child.id().to_string());
+    server.stop();
+    assert!(!dir.path().join("gone").exists());
+    // Another file has its name meanwhile.
+    let server = Server::start(
+        dir.path(),
+        &["disk.raw", "--unix", "s", "--pid-file", "mine"],
+    );
+    shell(dir.path(), "mv mine away; echo precious >mine");
+    server.stop();
+    shell(dir.path(), "[ $(cat mine) = precious ]; [ -s away ]");
+}
+
 #[test]
 fn over_tcp() {
     let dir = workdir();

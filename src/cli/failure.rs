@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io;
 
 use super::exit::Exit;
+use super::output::ReaderGone;
 use super::text::one_line;
 use crate::formats::FormatError;
 
@@ -90,11 +91,12 @@ impl Failure {
         })
     }
 
-    /// Whether the reader of our output went away, which is no failure.
-    pub fn is_broken_pipe(&self) -> bool {
+    /// Whether the reader of our answer went away, which is no failure.
+    pub fn is_reader_gone(&self) -> bool {
         self.error.chain().any(|e| {
             e.downcast_ref::<io::Error>()
-                .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+                .and_then(io::Error::get_ref)
+                .is_some_and(|e| e.is::<ReaderGone>())
         })
     }
 
@@ -109,7 +111,7 @@ impl Failure {
 
     /// Says on stderr what failed; returns the exit status.
     pub fn report(&self) -> Exit {
-        if self.is_broken_pipe() {
+        if self.is_reader_gone() {
             return Exit::Done;
         }
         eprintln!("guestlens: {}", self.line());
@@ -147,7 +149,13 @@ mod tests {
         let failure = Failure::from(error.within("layer 1")).within("a.qcow2\n");
         assert_eq!(failure.line(), "a.qcow2\\n: layer 1: backing file \"x\"");
         assert_eq!(failure.hint(), Some("--allow-backing DIR allows it"));
-        assert!(!failure.is_broken_pipe());
-        assert!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).is_broken_pipe());
+        assert!(!failure.is_reader_gone());
+    }
+
+    #[test]
+    fn only_the_reader_of_the_answer_may_go() {
+        let gone = || io::Error::new(io::ErrorKind::BrokenPipe, ReaderGone);
+        assert!(Failure::from(gone()).within("x").is_reader_gone());
+        assert!(!Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).is_reader_gone());
     }
 }

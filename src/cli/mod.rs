@@ -11,7 +11,7 @@
 //! | [`keys`] | where keys of encrypted images come from |
 //! | [`new_file`] | files that are there complete or not at all |
 //! | [`new_image`] | how a new image is to be |
-//! | [`output`] | stdout: text, tables, JSON, raw bytes; a broken pipe is success |
+//! | [`output`] | stdout: text, tables, JSON, raw bytes; a reader that goes away is success |
 //! | [`pax`] | headers and records of tar archives |
 //! | [`progress`] | how far a long copy is |
 //! | [`session`] | opens the guest and chooses the tree a verb looks at |

@@ -23,7 +23,10 @@ use super::text::host_path;
 use crate::block::BlockDevice;
 use crate::block::file::FileBackend;
 use crate::block::lock::LockMode;
+use crate::formats::detect::{Format, detect};
 use crate::formats::host_file::HostFile;
+use crate::fs::signature::recognise;
+use crate::volumes::table::find_table;
 
 /// See the module text.
 pub struct NewFile {
@@ -49,15 +52,31 @@ pub enum Place {
 
 impl Place {
     /// Looks at `path`, which the user named, and starts a new file there or opens the block
-    /// device. `force` allows replacing a regular file that nobody uses.
+    /// device. `force` allows replacing a regular file that nobody uses, and writing to a block
+    /// device with something on it.
     ///
     /// # Errors
     /// If something else is there or it is in use, or of the host.
     pub fn open(path: &Path, force: bool) -> Outcome<Self> {
+        use std::os::unix::ffi::OsStrExt as _;
         use std::os::unix::fs::FileTypeExt as _;
+        super::target::is_local(path)?;
+        if path.as_os_str().as_bytes().ends_with(b"/") {
+            return Err(Failure::usage(format!(
+                "{} names a directory, not a file",
+                host_path(path)
+            )));
+        }
         match std::fs::metadata(path) {
             Ok(there) if there.file_type().is_block_device() => {
-                Ok(Self::Device(open_device(path)?))
+                let device = open_device(path)?;
+                if !force && let Some(found) = content(&device)? {
+                    return Err(
+                        Failure::new(format!("{} is not empty: {found}", host_path(path)))
+                            .with_hint("--force overwrites what is on it"),
+                    );
+                }
+                Ok(Self::Device(device))
             }
             Ok(there) if there.is_file() => {
                 if !force {
@@ -118,6 +137,34 @@ fn open_device(path: &Path) -> Outcome<BlockDevice> {
     let file = HostFile::from_open(File::from(fd), path.to_owned())?;
     file.lock(LockMode::Write, false)?;
     Ok(file.into_device(true)?)
+}
+
+/// How much of a block device is looked at, at each of its ends, in bytes.
+const ENDS_BYTES: u64 = 1 << 20;
+
+/// What shows that something is on a block device. Partition tables, filesystems, volumes, image
+/// formats and their copies are in its first and last MiB.
+fn content(device: &BlockDevice) -> Outcome<Option<String>> {
+    let last = device.len().saturating_sub(ENDS_BYTES);
+    for (at, place) in [(0, "first"), (last, "last")] {
+        let len = ENDS_BYTES.min(device.len());
+        let bytes = device.read_vec(at, usize::try_from(len).unwrap_or(usize::MAX))?;
+        if bytes.iter().any(|b| *b != 0) {
+            return Ok(Some(match find_table(device, None) {
+                Ok(Some(found)) => {
+                    format!("it has a partition table ({})", found.table.kind.name())
+                }
+                _ => match detect(device) {
+                    Ok(Format::Raw) | Err(_) => match recognise(device) {
+                        Ok(Some(found)) => format!("it looks like {}", found.kind),
+                        _ => format!("its {place} MiB has other bytes than zeroes"),
+                    },
+                    Ok(format) => format!("it looks like {}", format.name()),
+                },
+            }));
+        }
+    }
+    Ok(None)
 }
 
 impl NewFile {

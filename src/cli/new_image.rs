@@ -138,6 +138,17 @@ impl Qcow2Args {
         said.iter().find_map(|(said, name)| said.then_some(*name))
     }
 
+    /// Whether that compression goes with the version.
+    ///
+    /// # Errors
+    /// If not.
+    pub fn check_compression(&self, compression: Compression) -> Outcome<()> {
+        if compression == Compression::Zstd && self.compat == Some(Compat::V2) {
+            return Err(Failure::usage("zstd needs --compat 1.1"));
+        }
+        Ok(())
+    }
+
     /// The same as the builder wants it, for a disk of `size` bytes. `key` gives the passphrase,
     /// if one is needed.
     ///
@@ -156,6 +167,20 @@ impl Qcow2Args {
         if !bits.is_power_of_two() || bits > 64 {
             return Err(Failure::usage(
                 "--refcount-bits must be 1, 2, 4, 8, 16, 32 or 64",
+            ));
+        }
+        if self.compat == Some(Compat::V2) {
+            let newer = [
+                (bits != 16, "--refcount-bits other than 16"),
+                (self.extended_l2, "--extended-l2"),
+            ];
+            if let Some((_, option)) = newer.iter().find(|(said, _)| *said) {
+                return Err(Failure::usage(format!("{option} needs --compat 1.1")));
+            }
+        }
+        if self.extended_l2 && cluster < 16 << 10 {
+            return Err(Failure::usage(
+                "--extended-l2 needs a --cluster-size of at least 16K",
             ));
         }
         let backing = match (&self.backing, &self.backing_format) {

@@ -1,14 +1,50 @@
 //! stdout: text, tables, JSON, raw bytes.
 //!
 //! Everything goes through one buffer, so that a verb may print line by line; a reader that goes
-//! away shows as [`std::io::ErrorKind::BrokenPipe`], which [`super::failure`] takes for success.
+//! away shows as [`ReaderGone`], which [`super::failure`] takes for success.
 
+use std::error::Error;
+use std::fmt::{self, Display, Formatter};
 use std::io::{self, BufWriter, Write};
 
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use super::failure::Outcome;
+
+/// The reader of the answer went away: it has seen what it wanted to see. Any other broken pipe is
+/// a failure.
+#[derive(Debug)]
+pub struct ReaderGone;
+
+impl Display for ReaderGone {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str("the reader of the output went away")
+    }
+}
+
+impl Error for ReaderGone {}
+
+/// Tells a broken pipe of the answer from others.
+struct Answer<W>(W);
+
+impl<W: Write> Write for Answer<W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0.write(buf).map_err(gone)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(gone)
+    }
+}
+
+fn gone(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        io::Error::new(io::ErrorKind::BrokenPipe, ReaderGone)
+    } else {
+        error
+    }
+}
 
 /// Where a verb writes its answer.
 pub struct Output {
@@ -18,7 +54,7 @@ pub struct Output {
 impl Output {
     /// The program's stdout.
     pub fn stdout() -> Self {
-        Self::new(Box::new(io::stdout()))
+        Self::new(Box::new(Answer(io::stdout())))
     }
 
     /// Any writer.

@@ -1,5 +1,6 @@
 //! An image that a verb changes as a whole.
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,8 +9,10 @@ use clap::Args;
 use super::complain;
 use super::failure::{Failure, Outcome};
 use super::keys::KeyArgs;
+use super::text::host_path;
 use crate::formats::reference::ReferencePolicy;
-use crate::formats::{Image, ImageWriter, OpenOptions, open_path};
+use crate::formats::{Image, ImageWriter, OpenOptions, SnapshotInfo, open_path};
+use crate::ondisk::text::printable;
 
 /// How it is opened.
 #[derive(Args, Clone, Debug, Default)]
@@ -73,4 +76,54 @@ pub fn writer(image: &Arc<dyn Image>) -> Outcome<&dyn ImageWriter> {
     image
         .writer()
         .ok_or_else(|| Failure::new("images of this format are only read"))
+}
+
+/// Which of an image's snapshots the user means: the one of that id, or else of that name.
+///
+/// # Errors
+/// If there is none, or the name is that of several.
+pub fn find_snapshot(image: &Arc<dyn Image>, wanted: &str) -> Outcome<usize> {
+    let snapshots = &image.info().snapshots;
+    let named = printable(wanted.as_bytes());
+    let all = |test: &dyn Fn(&SnapshotInfo) -> bool| -> Vec<usize> {
+        let found = snapshots.iter().enumerate().filter(|(_, s)| test(s));
+        found.map(|(index, _)| index).collect()
+    };
+    let mut found = all(&|s| s.id == wanted);
+    if found.is_empty() {
+        found = all(&|s| s.name == wanted);
+    }
+    match found.as_slice() {
+        [] => Err(Failure::new(format!(
+            "{} has no snapshot {named:?}",
+            host_path(&image.info().filename)
+        ))
+        .with_hint("`guestlens snapshot IMAGE list` shows them")),
+        [index] => Ok(*index),
+        several => {
+            let ids: Vec<String> = several
+                .iter()
+                .filter_map(|index| Some(printable(snapshots.get(*index)?.id.as_bytes())))
+                .collect();
+            Err(
+                Failure::new(format!("there are {} snapshots {named:?}", several.len()))
+                    .with_hint(format!("say which by its id: {}", ids.join(", "))),
+            )
+        }
+    }
+}
+
+/// That `path` is not the address of something remote, which the verb cannot take.
+///
+/// # Errors
+/// If it is.
+pub fn is_local(path: &Path) -> Outcome<()> {
+    let remote = crate::remote::url::is_remote(path.as_os_str().as_bytes());
+    if remote && path.symlink_metadata().is_err() {
+        return Err(Failure::usage(format!(
+            "{}: a URL is not accepted here, only a file of this host",
+            host_path(path)
+        )));
+    }
+    Ok(())
 }

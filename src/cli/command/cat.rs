@@ -48,7 +48,7 @@ pub fn run(args: &CatArgs, out: &mut Output) -> Outcome {
     for path in &paths {
         match one(&view, path, out) {
             Ok(()) => done = done.saturating_add(1),
-            Err(failure) if failure.is_broken_pipe() => return Err(failure),
+            Err(failure) if failure.is_reader_gone() => return Err(failure),
             Err(failure) => {
                 complain(&failure.line());
                 failed = failed.saturating_add(1);

@@ -9,6 +9,7 @@ use crate::cli::complain;
 use crate::cli::exit::Exit;
 use crate::cli::failure::Outcome;
 use crate::cli::output::Output;
+use crate::cli::target::is_local;
 use crate::cli::text;
 use crate::formats::check::{Checked, Repair, check_path};
 
@@ -56,6 +57,7 @@ pub enum What {
 /// # Errors
 /// If the image cannot be opened or checked.
 pub fn run(args: &CheckArgs, out: &mut Output) -> Outcome {
+    is_local(&args.image)?;
     let repair = args.repair.map(|what| match what {
         What::Leaks => Repair::Leaks,
         What::All => Repair::All,

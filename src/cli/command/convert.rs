@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::IsTerminal as _;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,6 +25,7 @@ use crate::cli::output::Output;
 use crate::cli::progress::Progress;
 use crate::cli::session::check_unlocked;
 use crate::cli::size;
+use crate::cli::target;
 use crate::cli::text::host_path;
 use crate::formats::build::{Builder, CHUNK_BYTES};
 use crate::formats::compressor::Method;
@@ -36,7 +37,6 @@ use crate::formats::vhd::build::{DynamicBuilder, FixedBuilder};
 use crate::formats::vmdk::build::StreamBuilder;
 use crate::formats::{Image, OpenOptions, open_path};
 use crate::limits;
-use crate::ondisk::text::printable;
 
 /// Arguments of `convert`.
 #[derive(Args, Debug)]
@@ -72,7 +72,7 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub sparse_size: Option<u64>,
 
-    /// Replace a file that exists and is not in use
+    /// Replace a file that exists and is not in use, or write to a block device that is not empty
     #[arg(long)]
     pub force: bool,
 
@@ -162,17 +162,7 @@ impl SourceArgs {
         let Some(id) = &self.snapshot else {
             return Ok(image.device());
         };
-        let snapshots = &image.info().snapshots;
-        let index = snapshots
-            .iter()
-            .position(|s| s.id == *id)
-            .or_else(|| snapshots.iter().position(|s| s.name == *id));
-        let index = index.ok_or_else(|| {
-            Failure::new(format!(
-                "there is no snapshot {:?}",
-                printable(id.as_bytes())
-            ))
-        })?;
+        let index = target::find_snapshot(image, id)?;
         Ok(image.open_snapshot(index)?)
     }
 }
@@ -228,6 +218,7 @@ pub fn run(args: &ConvertArgs, log: &LogArgs, out: &mut Output) -> Outcome {
         to_stdout(args, &source, &options)?;
         return Ok(Exit::Done);
     }
+    not_onto_itself(&image, &args.target)?;
     let place = Place::open(&args.target, args.force)?;
     let file = place.device()?;
     let builder = builder(args, source.len(), file)?;
@@ -241,6 +232,26 @@ pub fn run(args: &ConvertArgs, log: &LogArgs, out: &mut Output) -> Outcome {
         report(args, &image, &source, copied, started, out)?;
     }
     Ok(Exit::Done)
+}
+
+/// A plainer answer than that the target is in use.
+fn not_onto_itself(source: &Arc<dyn Image>, target: &Path) -> Outcome<()> {
+    let id = |path: &Path| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some(if metadata.file_type().is_block_device() {
+            (0, metadata.rdev())
+        } else {
+            (metadata.dev(), metadata.ino())
+        })
+    };
+    let wanted = id(target);
+    if wanted.is_some() && id(&source.info().filename) == wanted {
+        return Err(Failure::new(format!(
+            "source and target are the same file, {}",
+            host_path(target)
+        )));
+    }
+    Ok(())
 }
 
 /// Whether what was asked for goes together.
@@ -345,6 +356,7 @@ fn builder(args: &ConvertArgs, size: u64, file: BlockDevice) -> Outcome<Box<dyn 
                 .qcow2
                 .options(size, || args.new_key.new_key(&args.target))?;
             if let Some(compression) = args.compress {
+                args.qcow2.check_compression(compression)?;
                 options.compression = compression.into();
                 let method = match compression {
                     Compression::Zlib => Method::Deflate,

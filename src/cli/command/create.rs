@@ -35,7 +35,7 @@ pub struct CreateArgs {
     #[arg(long, value_name = "FORMAT", required = true)]
     pub format: CreateFormat,
 
-    /// Replace a file that exists and is not in use
+    /// Replace a file that exists and is not in use, or write to a block device that is not empty
     #[arg(long)]
     pub force: bool,
 
@@ -88,6 +88,7 @@ pub fn run(args: &CreateArgs, out: &mut Output) -> Outcome {
     };
     let size = size
         .checked_next_multiple_of(512)
+        .filter(|size| i64::try_from(*size).is_ok())
         .ok_or_else(|| Failure::usage("the size is too large"))?;
     if args.format == CreateFormat::Raw {
         let wrong = args
@@ -120,6 +121,7 @@ fn make(args: &CreateArgs, size: u64, file: BlockDevice) -> Outcome<()> {
                 .qcow2
                 .options(size, || args.keys.new_key(&args.image))?;
             if let Some(compression) = args.compression {
+                args.qcow2.check_compression(compression)?;
                 options.compression = compression.into();
             }
             let filled = options.preallocation != Default::default();

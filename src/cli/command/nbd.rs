@@ -6,15 +6,16 @@
 //! stderr, and its exit status is that of the command.
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use clap::Args;
+use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::json;
 
@@ -24,6 +25,7 @@ use crate::cli::complain;
 use crate::cli::exit::Exit;
 use crate::cli::failure::{Context as _, Failure, Outcome};
 use crate::cli::session::check_unlocked;
+use crate::cli::target;
 use crate::formats::{Image, open_path};
 use crate::fuse::mounts::shown;
 use crate::fuse::session::let_go_of_terminal;
@@ -69,7 +71,7 @@ pub struct NbdArgs {
     #[arg(long)]
     pub fork: bool,
 
-    /// Write the server's process number to this file, which goes away with it
+    /// Write the server's process number to this new file, which goes away with it
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
 
@@ -148,15 +150,7 @@ fn open(args: &NbdArgs) -> Outcome<(Arc<dyn Image>, BlockDevice)> {
     let device = match &args.open.snapshot {
         None => image.device(),
         Some(wanted) => {
-            let snapshots = &image.info().snapshots;
-            let index = snapshots
-                .iter()
-                .position(|s| &s.id == wanted)
-                .or_else(|| snapshots.iter().position(|s| &s.name == wanted))
-                .ok_or_else(|| {
-                    Failure::new(format!("{} has no snapshot {wanted:?}", shown(&args.image)))
-                        .with_hint("`guestlens info` lists its snapshots")
-                })?;
+            let index = target::find_snapshot(&image, wanted)?;
             image.open_snapshot(index)?
         }
     };
@@ -271,24 +265,92 @@ fn announce(args: &NbdArgs, serving: &Server) -> Outcome<()> {
 }
 
 /// The file with the server's process number.
-struct PidFile(PathBuf);
+struct PidFile {
+    path: PathBuf,
+    file: File,
+}
+
+/// A file with a process number is no longer than this, in bytes.
+const PID_FILE_BYTES: usize = 16;
 
 impl PidFile {
+    /// Makes it; takes the place only of a file that a server left which is not there any more.
     fn write(path: &Path) -> Outcome<Self> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o644)
-            .open(path)
-            .context(|| shown(path))?;
-        writeln!(file, "{}", std::process::id()).context(|| shown(path))?;
-        Ok(Self(std::path::absolute(path)?))
+        let new = || {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o644)
+                .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+                .open(path)
+        };
+        let file = match new() {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                if !is_left_over(path) {
+                    return Err(Failure::new(format!("{} exists", shown(path))).with_hint(
+                        "--pid-file takes the place of nothing but the file of a server that is gone",
+                    ));
+                }
+                std::fs::remove_file(path).context(|| shown(path))?;
+                new()
+            }
+            made => made,
+        };
+        let file = file.context(|| shown(path))?;
+        let made = Self {
+            path: std::path::absolute(path)?,
+            file,
+        };
+        writeln!(&made.file, "{}", std::process::id()).context(|| shown(path))?;
+        Ok(made)
     }
 }
 
+/// Whether `path` is a regular file with the number of a process that is not there, and nothing
+/// else.
+fn is_left_over(path: &Path) -> bool {
+    pid_in(path).is_some_and(|(_, pid)| {
+        let pid = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(pid, None) == Err(nix::errno::Errno::ESRCH)
+    })
+}
+
+/// The process number that is all there is in a regular file, and what is known about the file.
+fn pid_in(path: &Path) -> Option<(Metadata, i32)> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
+        .open(path)
+        .ok()?;
+    let metadata = file.metadata().ok()?;
+    if !metadata.is_file() || metadata.len() > PID_FILE_BYTES as u64 {
+        return None;
+    }
+    let mut text = String::new();
+    file.take(PID_FILE_BYTES as u64)
+        .read_to_string(&mut text)
+        .ok()?;
+    let digits = text.strip_suffix('\n').unwrap_or(&text);
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let pid: i32 = digits.parse().ok()?;
+    (pid > 0).then_some((metadata, pid))
+}
+
 impl Drop for PidFile {
+    /// Removes it, if it is still the one that was made.
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        let Ok(ours) = self.file.metadata() else {
+            return;
+        };
+        let still = pid_in(&self.path).is_some_and(|(there, pid)| {
+            (there.dev(), there.ino()) == (ours.dev(), ours.ino())
+                && u32::try_from(pid).is_ok_and(|pid| pid == std::process::id())
+        });
+        if still {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }

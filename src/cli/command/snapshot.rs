@@ -31,7 +31,8 @@ use crate::ondisk::text::printable;
   snapshot IMAGE delete ID            give a snapshot up
   snapshot IMAGE extract ID FILE      write a snapshot's content as a raw disk
 
-A snapshot is named by its id, or by its name if no id is the same.")]
+A snapshot is named by its id, or by its name if no id is the same and no other
+snapshot has that name.")]
 pub struct SnapshotArgs {
     /// The image
     #[arg(value_name = "IMAGE")]
@@ -92,12 +93,16 @@ pub fn run(args: &SnapshotArgs, log: &LogArgs, out: &mut Output) -> Outcome {
             Action::Extract => "extract takes a snapshot and a file",
         }));
     }
+    if args.snapshot.as_deref() == Some("") {
+        return Err(Failure::usage("the name of a snapshot is not empty"));
+    }
     let write = matches!(args.action, Action::Create | Action::Apply | Action::Delete);
     let image = args.open.open(&args.image, write)?;
     let wanted = args.snapshot.as_deref().unwrap_or_default();
     let done = match args.action {
         Action::List => return list(args, &image, out),
         Action::Create => {
+            check_new_name(&image, wanted)?;
             let writer = target::writer(&image)?;
             let info = writer.create_snapshot(wanted)?;
             writer.close()?;
@@ -131,19 +136,26 @@ pub fn run(args: &SnapshotArgs, log: &LogArgs, out: &mut Output) -> Outcome {
 }
 
 fn find(image: &Arc<dyn Image>, wanted: &str) -> Outcome<(usize, SnapshotInfo)> {
-    let snapshots = &image.info().snapshots;
-    let index = snapshots
-        .iter()
-        .position(|s| s.id == wanted)
-        .or_else(|| snapshots.iter().position(|s| s.name == wanted));
-    let found = index.and_then(|index| Some((index, snapshots.get(index)?.clone())));
-    found.ok_or_else(|| {
-        Failure::new(format!(
-            "there is no snapshot {:?}",
-            printable(wanted.as_bytes())
-        ))
-        .with_hint("`guestlens snapshot IMAGE list` shows them")
-    })
+    let index = target::find_snapshot(image, wanted)?;
+    let snapshot = image.info().snapshots.get(index).cloned();
+    let snapshot = snapshot.ok_or_else(|| Failure::new("there is no such snapshot"))?;
+    Ok((index, snapshot))
+}
+
+/// A name that could be taken for another snapshot's is of no use.
+fn check_new_name(image: &Arc<dyn Image>, name: &str) -> Outcome<()> {
+    let taken = |s: &&SnapshotInfo| s.name == name || s.id == name;
+    match image.info().snapshots.iter().find(taken) {
+        None => Ok(()),
+        Some(s) => {
+            let name = printable(name.as_bytes());
+            let what = if s.id == name { "id" } else { "name" };
+            Err(Failure::new(format!(
+                "there is a snapshot of the {what} {name:?} already"
+            ))
+            .with_hint("choose another name, or delete that one first"))
+        }
+    }
 }
 
 fn as_json(s: &SnapshotInfo) -> Value {

@@ -8,6 +8,7 @@ use crate::cli::exit::Exit;
 use crate::cli::failure::Outcome;
 use crate::cli::output::Output;
 use crate::cli::size;
+use crate::cli::target::is_local;
 use crate::cli::text;
 use crate::formats::verify::report::Outcome as Result;
 use crate::formats::verify::{MAX_VIRTUAL_SIZE, VerifyOptions, verify_path};
@@ -51,6 +52,7 @@ pub struct VerifyArgs {
 /// # Errors
 /// If the file cannot be read.
 pub fn run(args: &VerifyArgs, out: &mut Output) -> Outcome {
+    is_local(&args.image)?;
     let options = VerifyOptions {
         claimed: args.format.clone(),
         max_virtual_size: args.max_virtual_size.unwrap_or(MAX_VIRTUAL_SIZE),
