@@ -306,3 +306,82 @@ fn what_is_in_use_or_not_allowed_is_refused() {
     );
     shell(dir, "qemu-img compare -q -F raw i.qcow2 want");
 }
+
+/// What lies below begins and ends where no cluster of the image does: pieces of 4 KiB in sparse
+/// raw files, clusters of other sizes, ends in the middle of a cluster.
+#[test]
+fn backing_files_that_fit_no_cluster() {
+    for (options, backings) in [
+        ("cluster_size=64K", "raw"),
+        ("cluster_size=2M", "raw"),
+        ("cluster_size=64K", "qcow2"),
+        ("cluster_size=2M", "qcow2"),
+        ("compat=0.10", "raw"),
+        ("cluster_size=512", "raw"),
+        ("cluster_size=512K,extended_l2=on", "raw"),
+    ] {
+        let dir = workdir();
+        let dir = dir.path();
+        let make = match backings {
+            "raw" => {
+                "truncate -s 3145984 old; truncate -s 5M new
+                 for o in 0 8 16 100 1000 1028 2000 3000; do
+                     printf OLD | dd of=old bs=1k seek=$o conv=notrunc status=none
+                 done
+                 for o in 4 8 1024 2004 3004 4096; do
+                     printf NEW | dd of=new bs=1k seek=$o conv=notrunc status=none
+                 done"
+            }
+            _ => {
+                "qemu-img create -q -f qcow2 -o cluster_size=4K old 3145728
+                 qemu-img create -q -f qcow2 -o cluster_size=512 new 5M
+                 qemu-io -f qcow2 -c 'write -P 1 0 4k' -c 'write -P 1 12k 4k' -c 'write -P 1 1M 1028k' old >/dev/null
+                 qemu-io -f qcow2 -c 'write -P 2 512 512' -c 'write -P 2 13k 1k' -c 'write -P 2 4M 1k' new >/dev/null"
+            }
+        };
+        shell(
+            dir,
+            &format!(
+                "{make}
+                 qemu-img create -q -f qcow2 -o {options} -b old -F {backings} i.qcow2 4M
+                 qemu-io -f qcow2 -c 'write -P 4 200k 30k' -c 'write -z 2100k 4k' i.qcow2 >/dev/null
+                 qemu-img convert -O raw i.qcow2 want; cp i.qcow2 j.qcow2"
+            ),
+        );
+        let onto = ["--backing", "new", "--backing-format", backings];
+        does(&[&["rebase", "i.qcow2"], &onto[..]].concat(), dir);
+        does(&["rebase", "j.qcow2", "--no-backing"], dir);
+        for image in ["i.qcow2", "j.qcow2"] {
+            check(dir, image);
+            run(tool("qemu-img")
+                .current_dir(dir)
+                .args(["compare", "-q", "-f", "qcow2", "-F", "raw", image, "want"]));
+        }
+    }
+}
+
+#[test]
+fn snapshots_are_not_changed_by_what_is_below() {
+    let dir = workdir();
+    let dir = dir.path();
+    make(dir, "compat=1.1");
+    shell(
+        dir,
+        "qemu-img snapshot -c s i.qcow2; sha256sum i.qcow2 old > before",
+    );
+    for arguments in [
+        &["rebase", "i.qcow2", "--no-backing"][..],
+        &["commit", "i.qcow2"],
+        &["commit", "--keep", "i.qcow2"],
+    ] {
+        let output = guestlens()
+            .current_dir(dir)
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("internal snapshots"), "{text}");
+    }
+    shell(dir, "sha256sum -c --quiet before");
+}

@@ -196,3 +196,33 @@ fn snapshots_by_the_verb() {
     fails(&["snapshot", "delete", "2"], &image, "no snapshot");
     assert_eq!(shell(dir.path(), "qemu-img snapshot -l i.qcow2"), "");
 }
+
+/// A shrink that was cut short leaves data behind the end of the disk, which must not come back.
+#[test]
+fn what_is_behind_the_end_does_not_come_back() {
+    for options in [
+        "compat=1.1",
+        "compat=0.10",
+        "cluster_size=512",
+        "extended_l2=on",
+    ] {
+        let dir = workdir();
+        let dir = dir.path();
+        shell(
+            dir,
+            &format!(
+                "qemu-img create -q -f qcow2 -o {options} i.qcow2 32M
+                 qemu-io -f qcow2 -c 'write -q -P 1 0 1M' -c 'write -q -P 2 8M 1M' -c 'write -q -P 3 30M 64k' i.qcow2
+                 printf '\\0\\0\\0\\0\\0\\40\\0\\0' | dd of=i.qcow2 bs=1 seek=24 conv=notrunc status=none"
+            ),
+        );
+        run(guestlens()
+            .current_dir(dir)
+            .args(["resize", "i.qcow2", "32M"]));
+        shell(
+            dir,
+            "qemu-io -f qcow2 -r -c 'read -q -P 1 0 1M' -c 'read -q -P 0 2M 30M' i.qcow2 | tee out; ! grep -q failed out
+             qemu-img check -q i.qcow2",
+        );
+    }
+}

@@ -29,17 +29,17 @@ use super::api::{Image, ImageInfo, OpenOptions, backing_format, open_path};
 use super::detect::{self, Format};
 use super::error::{FormatError, FormatErrorKind, Result};
 use super::host_file::{FileId, HostFile, shown};
+use super::qcow2::write::state::Granules;
 use super::qcow2::{self, References, encryption::Encryption};
 use super::reference::{Chain, Link};
 use crate::block::lock::LockMode;
 use crate::block::{BlockDevice, ExtentKind};
 use crate::ondisk::bytes::is_zero;
+use crate::ondisk::text::printable;
 use crate::ondisk::units::{to_u64, to_usize};
 
 /// Bytes copied at once.
 const PIECE: u64 = 1 << 20;
-/// Bytes compared at once; what differs is copied in units of it.
-const UNIT: u64 = 64 << 10;
 
 /// A backing file an image is to have.
 #[derive(Clone, Debug)]
@@ -108,9 +108,14 @@ pub fn rebase(
         }
     };
     let below = new_image.as_ref().map(|image| image.device());
-    let image = Overlay::open(path, options)?.over(new_image, options, info)?;
+    let overlay = Overlay::open(path, options)?;
+    overlay.check_no_snapshots()?;
+    overlay.check_unchanged(&info)?;
+    let granule = Granules::of(&overlay.header.layout).size;
+    let image = overlay.over(new_image, options, info)?;
     let copied = copy_differences(
         &image.device(),
+        granule,
         old.as_ref().map(|image| image.device()).as_ref(),
         below.as_ref(),
         progress,
@@ -164,6 +169,7 @@ pub fn commit_into(
     let mut layers: Vec<Overlay> = Vec::new();
     let mut here = top;
     let (base_path, base_id, format, name) = loop {
+        here.check_no_snapshots()?;
         let Some(name) = here.header.backing_name.clone() else {
             return Err(match base {
                 Some(base) if !layers.is_empty() => FormatError::new(
@@ -364,6 +370,36 @@ impl Overlay {
         })
     }
 
+    /// Snapshots show the backing file as well, and would show something else afterwards.
+    fn check_no_snapshots(&self) -> Result<()> {
+        if self.header.snapshot_count == 0 {
+            return Ok(());
+        }
+        Err(FormatError::new(
+            FormatErrorKind::NotAllowed,
+            format!(
+                "{} has internal snapshots, whose content would change with what lies below",
+                shown(&self.path)
+            ),
+        )
+        .with_hint("extract and delete them first: guestlens snapshot IMAGE extract|delete ID"))
+    }
+
+    /// The image was looked at before it was locked for writing; it must still be what it was.
+    fn check_unchanged(&self, seen: &ImageInfo) -> Result<()> {
+        let header = &self.header;
+        let same = header.size == seen.virtual_size
+            && header.backing_name.as_deref().map(printable) == seen.backing_filename
+            && header.backing_format.as_deref().map(printable) == seen.backing_filename_format;
+        if same {
+            return Ok(());
+        }
+        Err(FormatError::new(
+            FormatErrorKind::Busy,
+            format!("{} was changed while it was opened", shown(&self.path)),
+        ))
+    }
+
     fn info(&self) -> ImageInfo {
         ImageInfo {
             filename: self.path.clone(),
@@ -413,34 +449,44 @@ impl Overlay {
 }
 
 /// Writes into `image`, which lies on `new`, what it would show on `old` and does not.
+///
+/// `granule` is what the image holds or does not hold as a whole (a cluster, or a subcluster where
+/// it has them). Writing a part of one would fill the rest from `new`, so only whole ones are
+/// written, and whether the image holds one is looked at once, before it is.
 fn copy_differences(
     image: &BlockDevice,
+    granule: u64,
     old: Option<&BlockDevice>,
     new: Option<&BlockDevice>,
     progress: Progress<'_>,
 ) -> Result<u64> {
     let (mut at, mut copied) = (0_u64, 0_u64);
     let (mut was, mut is) = (Vec::new(), Vec::new());
+    let up = |len: u64| len.checked_next_multiple_of(granule).unwrap_or(u64::MAX);
+    let most = up(PIECE);
     while at < image.len() {
         let rest = image.len().saturating_sub(at);
         let extent = image.extent_at(at, rest)?;
         let own = extent.depth == 0 && extent.kind != ExtentKind::Hole;
+        // What is below can begin and end anywhere; what the image holds cannot. So the granule in
+        // which a run of what is below ends is not the image's own either.
+        let run = up(extent.len).min(rest);
         let len = if own {
-            extent.len
+            run
         } else {
-            let len = extent
-                .len
-                .min(zero_or_piece(old, at))
-                .min(zero_or_piece(new, at));
-            if !(reads_zero(old, at, len)? && reads_zero(new, at, len)?) {
-                // Units are counted from the start of the disk, so that clusters are whole.
-                let unit_end = at.saturating_add(PIECE) & !UNIT.wrapping_sub(1);
-                let len = len.min(unit_end.saturating_sub(at));
+            let zero = zero_run(old, at)?.min(zero_run(new, at)?).min(run);
+            let zero = if zero < rest {
+                zero.saturating_sub(zero.checked_rem(granule).unwrap_or(zero))
+            } else {
+                rest
+            };
+            if zero > 0 {
+                zero
+            } else {
+                let len = run.min(most);
                 read_below(old, at, len, &mut was)?;
                 read_below(new, at, len, &mut is)?;
-                copied = copied.saturating_add(write_changes(image, at, &was, &is)?);
-                len
-            } else {
+                copied = copied.saturating_add(write_changes(image, granule, at, &was, &is)?);
                 len
             }
         };
@@ -450,25 +496,19 @@ fn copy_differences(
     Ok(copied)
 }
 
-/// Runs of the device below are looked at one by one; past its end there is only one.
-fn zero_or_piece(below: Option<&BlockDevice>, at: u64) -> u64 {
+/// Bytes from `at` on of which it is known that nothing but zeroes shows.
+fn zero_run(below: Option<&BlockDevice>, at: u64) -> Result<u64> {
     match below {
         Some(device) if at < device.len() => {
             let rest = device.len().saturating_sub(at);
-            device.extent_at(at, rest).map_or(PIECE, |e| e.len)
+            let extent = device.extent_at(at, rest)?;
+            Ok(match extent.reads_zero() {
+                true if extent.len >= rest => u64::MAX,
+                true => extent.len,
+                false => 0,
+            })
         }
-        _ => u64::MAX,
-    }
-}
-
-fn reads_zero(below: Option<&BlockDevice>, at: u64, len: u64) -> Result<bool> {
-    match below {
-        Some(device) if at < device.len() => {
-            let len = len.min(device.len().saturating_sub(at));
-            let extent = device.extent_at(at, len)?;
-            Ok(extent.reads_zero() && extent.len >= len)
-        }
-        _ => Ok(true),
+        _ => Ok(u64::MAX),
     }
 }
 
@@ -481,28 +521,27 @@ fn read_below(below: Option<&BlockDevice>, at: u64, len: u64, into: &mut Vec<u8>
     Ok(())
 }
 
-fn write_changes(image: &BlockDevice, at: u64, was: &[u8], is: &[u8]) -> Result<u64> {
+/// Writes each granule that is not the same in both, as it was. `at` begins one.
+fn write_changes(
+    image: &BlockDevice,
+    granule: u64,
+    mut at: u64,
+    was: &[u8],
+    is: &[u8],
+) -> Result<u64> {
     let mut copied = 0_u64;
-    let mut here = at;
-    let (mut was, mut is) = (was, is);
-    while !was.is_empty() {
-        let unit = UNIT.saturating_sub(here % UNIT);
-        let len = to_usize(unit).unwrap_or(usize::MAX).min(was.len());
-        let (Some((old, old_rest)), Some((new, new_rest))) =
-            (was.split_at_checked(len), is.split_at_checked(len))
-        else {
-            break;
-        };
+    let size = to_usize(granule).unwrap_or(usize::MAX).max(1);
+    for (old, new) in was.chunks(size).zip(is.chunks(size)) {
+        let len = to_u64(old.len());
         if old != new {
             if is_zero(old) {
-                image.write_zeroes(here, to_u64(len), true)?;
+                image.write_zeroes(at, len, true)?;
             } else {
-                image.write_all_at(here, old)?;
+                image.write_all_at(at, old)?;
             }
-            copied = copied.saturating_add(to_u64(len));
+            copied = copied.saturating_add(len);
         }
-        (was, is) = (old_rest, new_rest);
-        here = here.saturating_add(to_u64(len));
+        at = at.saturating_add(len);
     }
     Ok(copied)
 }

@@ -3,7 +3,7 @@
 //! Every guest byte of such a cluster goes through [`DataFile::read`] and [`DataFile::write`], which
 //! know both of its addresses and encrypt and decrypt whole sectors in between.
 
-use parking_lot::Mutex;
+use parking_lot::RwLock;
 use zeroize::Zeroizing;
 
 use super::encryption::{Encryption, Numbering, SECTOR, no_key_text};
@@ -19,9 +19,9 @@ const WRITE_PIECE: usize = 1 << 20;
 pub struct DataFile {
     device: BlockDevice,
     encryption: Option<Encryption>,
-    /// Held while a part of a sector is replaced, so that two parts of one sector can be written
-    /// at the same time.
-    partial: Mutex<()>,
+    /// Held while a part of a sector is read, changed and written back: alone, so that nothing
+    /// that others write to that sector meanwhile is undone.
+    partial: RwLock<()>,
 }
 
 impl DataFile {
@@ -30,7 +30,7 @@ impl DataFile {
         Self {
             device,
             encryption,
-            partial: Mutex::new(()),
+            partial: RwLock::new(()),
         }
     }
 
@@ -94,6 +94,7 @@ impl DataFile {
             match copy.as_chunks_mut::<SECTOR>() {
                 (sectors, []) => {
                     key.cipher.encrypt(key.number(host, guest), sectors);
+                    let _with_others = self.partial.read();
                     self.device.write_all_at(host, sectors.as_flattened())?;
                 }
                 _ => self.write_partial(&key, host, guest, piece)?,
@@ -106,7 +107,7 @@ impl DataFile {
     }
 
     fn write_partial(&self, key: &Key<'_>, host: u64, guest: u64, piece: &[u8]) -> Result<()> {
-        let _held = self.partial.lock();
+        let _alone = self.partial.write();
         let (start, mut sector) = self.read_sector(key, host, guest)?;
         for (to, from) in sector.iter_mut().skip(start).zip(piece) {
             *to = *from;

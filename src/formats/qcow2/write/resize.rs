@@ -5,7 +5,8 @@
 //! 1. a longer L1 table, if it is needed: written to new clusters; flush; the header points to it;
 //!    flush; the old one is given back. The disk is as long as before;
 //! 2. what the larger disk would show that is not zero (the rest of its last cluster, a backing file
-//!    that is longer than the disk was) is zeroed; flush;
+//!    that is longer than the disk was, what a shrink that was cut short left behind the end) is
+//!    zeroed; flush;
 //! 3. the size in the header; flush. This is the moment. A crash before leaves the disk as it was,
 //!    with tables that reach further than it does.
 //!
@@ -32,10 +33,11 @@ const MAX_L1_BYTES: u64 = 32 << 20;
 impl Writer {
     /// Makes the disk `len` bytes long.
     pub(super) fn resize_disk(&self, len: u64) -> Result<()> {
-        let old = self.size();
-        let (snapshots, raw) = {
+        let (old, snapshots, raw) = {
             let alloc = self.alloc.lock();
-            (alloc.header.snapshot_count, alloc.header.data_file_raw)
+            let header = &alloc.header;
+            // Not what requests see: a snapshot of another size may have been applied since.
+            (header.size, header.snapshot_count, header.data_file_raw)
         };
         if !len.is_multiple_of(512) {
             return Err(unsupported("the size of a disk is a multiple of 512 bytes"));
@@ -64,13 +66,10 @@ impl Writer {
         // 1.
         self.exclusively(|image| image.lengthen_l1(len))?;
         // 2.
-        let cluster_end = old.next_multiple_of(self.layout().cluster_size());
-        let below = self.source.backing.as_ref().map_or(0, |b| b.len());
-        let zeroed = cluster_end.max(below).min(len);
         self.set_size(len);
         let result = {
             let _under_way = self.gate.read();
-            self.write_zeroes(old, zeroed.saturating_sub(old), true)
+            self.write_zeroes(old, len.saturating_sub(old), true)
         };
         if result.is_err() {
             self.set_size(old);
