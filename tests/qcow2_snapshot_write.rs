@@ -16,7 +16,7 @@ use guestlens::formats::qcow2;
 use guestlens::formats::{FormatErrorKind, Image, OpenOptions, open_device, open_path};
 use serde_json::Value;
 use support::fuzz::Rng;
-use support::{run, shell, tool, workdir};
+use support::{is_root, run, shell, skip, tool, workdir};
 
 fn open(path: &Path) -> Arc<dyn Image> {
     let options = OpenOptions {
@@ -428,5 +428,72 @@ fn crashes_leave_the_old_or_the_new() {
                 i.writer().unwrap().resize(1060 << 10).unwrap();
             });
         }
+    }
+}
+
+/// A filesystem of its own that is full.
+struct Full<'a>(&'a Path);
+
+impl Drop for Full<'_> {
+    fn drop(&mut self) {
+        let _ = tool("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+#[test]
+fn no_room_for_a_snapshot_leaves_the_image_as_it_was() {
+    if !is_root() {
+        skip!("only root mounts a small filesystem");
+    }
+    let _alone = alone();
+    for options in [
+        "cluster_size=4k",
+        "cluster_size=16k,extended_l2=on",
+        "cluster_size=64k",
+        "compat=0.10,cluster_size=4k",
+    ] {
+        let dir = workdir();
+        let point = dir.path().join("small");
+        std::fs::create_dir(&point).unwrap();
+        let mut mount = tool("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=3m", "tmpfs"]);
+        run(mount.arg(&point));
+        let _mounted = Full(&point);
+        shell(
+            &point,
+            &format!(
+                "qemu-img create -q -f qcow2 -o {options} i.qcow2 1M
+                 qemu-io -f qcow2 -c 'write -P 5 0 1M' i.qcow2 >/dev/null
+                 qemu-img snapshot -c one i.qcow2; qemu-img snapshot -c two i.qcow2
+                 qemu-io -f qcow2 -c 'write -P 6 0 500k' i.qcow2 >/dev/null
+                 ! dd if=/dev/zero of=fill bs=4k 2>/dev/null"
+            ),
+        );
+        let path = point.join("i.qcow2");
+        let before = bytes_of(&open(&path).device());
+        let changes: [fn(&dyn Image) -> bool; 3] = [
+            |i| i.writer().unwrap().create_snapshot("three").is_err(),
+            |i| i.writer().unwrap().apply_snapshot(0).is_err(),
+            |i| i.writer().unwrap().delete_snapshot(0).is_err(),
+        ];
+        let mut refused = 0;
+        for (number, change) in changes.into_iter().enumerate() {
+            let what = format!("{options}, {number}");
+            let image = open(&path);
+            let failed = change(image.as_ref());
+            let _ = image.writer().unwrap().close();
+            drop(image);
+            refused += usize::from(failed);
+            check(&what, &path);
+            if failed {
+                let info = shell(&point, "qemu-img info -U --output=json i.qcow2");
+                assert!(!info.contains("\"dirty-flag\": true"), "{what}: {info}");
+                assert!(bytes_of(&open(&path).device()) == before, "{what}");
+                assert_eq!(listed(&path).len(), 2, "{what}");
+            } else {
+                break;
+            }
+        }
+        assert!(refused > 0, "{options}: it was not full");
     }
 }

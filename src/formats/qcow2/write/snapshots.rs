@@ -3,27 +3,31 @@
 //! What a snapshot keeps is a tree of its own: a copy of the L1 table that shares everything below
 //! it with the disk. Tables and clusters of a snapshot are never written in place.
 //!
-//! In every operation, the image is marked as dirty (version 3) before refcounts and the COPIED flags
-//! that depend on them begin to change, and the mark is removed at the end. So after a crash the next
+//! In every operation, the image is marked as dirty (version 3) before refcounts of what is in use and
+//! the COPIED flags that depend on them begin to change, and the mark is removed at the end. So after a crash the next
 //! one to write rebuilds refcounts and flags from the tables, which are always those of before or
 //! those of after: what decides is one write to the header. Without the mark (version 2) a crash
 //! leaves leaks, and flags that are not set where they could be, which costs a copy.
 //!
+//! The space for new tables is taken and written before the mark and before anything else changes.
+//! So where the host or the image has no room for them, the image is what it was, but perhaps for
+//! leaks, as after a crash there. An error after that leaves the mark.
+//!
 //! Taking a snapshot:
 //!
-//! 1. mark as dirty;
+//! 1. write a copy of the L1 table and the longer snapshot table to new clusters; flush them and
+//!    their counts; mark as dirty;
 //! 2. clear the COPIED flags of the disk's tables; flush;
-//! 3. count everything the disk uses once more; write a copy of the L1 table and the longer snapshot
-//!    table to new clusters; flush counts and tables;
+//! 3. count everything the disk uses once more; flush;
 //! 4. point the header to the new snapshot table; flush. This is the moment;
 //! 5. give the old snapshot table back; flush; remove the mark.
 //!
 //! Applying one:
 //!
-//! 1. mark as dirty;
-//! 2. count everything the snapshot uses once more; write a copy of its L1 table to new clusters.
-//!    L2 tables in which COPIED flags are set (as they may be in a snapshot, where they mean
-//!    nothing) are copied as well, without them; flush;
+//! 1. write a copy of the snapshot's L1 table to new clusters; flush; mark as dirty;
+//! 2. count everything the snapshot uses once more. L2 tables in which COPIED flags are set (as they
+//!    may be in a snapshot, where they mean nothing) are copied, without them, and the copy of the
+//!    L1 table is written again; flush;
 //! 3. point the header to the new L1 table, with its size and that of the disk; flush. This is the
 //!    moment;
 //! 4. count everything the disk used once less, and give its old L1 table back; flush;
@@ -31,8 +35,8 @@
 //!
 //! Deleting one:
 //!
-//! 1. mark as dirty;
-//! 2. write the shorter snapshot table to new clusters; flush;
+//! 1. write the shorter snapshot table to new clusters; flush;
+//! 2. mark as dirty;
 //! 3. point the header to it; flush. This is the moment;
 //! 4. count everything the snapshot used once less, give its L1 table and the old snapshot table
 //!    back; flush;
@@ -106,9 +110,20 @@ impl Exclusive<'_> {
         let mut entries = self.entries(&snapshots)?;
         let l1 = self.read_l1(header.l1_offset, header.l1_entries)?;
         // 1.
+        let plain: Vec<u64> = l1.iter().map(|e| e & !COPIED).collect();
+        let info = new_info(&snapshots, name, header.size);
+        let (l1_offset, table, old) = self.secured(|image| {
+            let offset = image.write_l1(&plain)?;
+            entries.push(encode(&info, name, offset, header.l1_entries));
+            let (table, old) = image.write_table(&snapshots, &entries)?;
+            Ok((offset, table, old))
+        })?;
         self.mark(true)?;
         // In memory only, to see whether that is possible.
         if !self.raise_tree(&l1)? {
+            self.release(self.l1_clusters(l1_offset, header.l1_entries))?;
+            self.release(self.table_clusters(&table, &entries))?;
+            self.flush()?;
             self.mark(false)?;
             return Ok(Err(unsupported(format!(
                 "no further snapshot: the refcounts of the image have {} bits, and some are as high as that allows",
@@ -119,11 +134,6 @@ impl Exclusive<'_> {
         self.clear_flags()?;
         self.file().flush()?;
         // 3.
-        let plain: Vec<u64> = l1.iter().map(|e| e & !COPIED).collect();
-        let l1_offset = self.write_l1(&plain)?;
-        let info = new_info(&snapshots, name, header.size);
-        entries.push(encode(&info, name, l1_offset, header.l1_entries));
-        let (table, old) = self.write_table(&snapshots, &entries)?;
         self.flush()?;
         // 4.
         self.set_header(&table)?;
@@ -145,31 +155,43 @@ impl Exclusive<'_> {
         }
         let old_l1 = self.read_l1(header.l1_offset, header.l1_entries)?;
         let mut l1 = self.read_l1(snapshot.l1_offset, snapshot.l1_entries)?;
+        let used = l1.clone();
+        for entry in &mut l1 {
+            *entry &= !COPIED;
+        }
+        // The disk is as large as it was then, and the table no shorter than that of an open device.
+        l1.resize(l1.len().max(old_l1.len()), 0);
+        let l1_entries = u32::try_from(l1.len()).unwrap_or(u32::MAX);
         // 1.
+        let offset = self.secured(|image| image.write_l1(&l1))?;
         self.mark(true)?;
         // 2.
-        if !self.raise_tree(&l1)? {
+        if !self.raise_tree(&used)? {
+            self.release(self.l1_clusters(offset, l1_entries))?;
+            self.flush()?;
             self.mark(false)?;
             return Ok(Err(unsupported(
                 "the snapshot's clusters are used as often as their refcounts can count",
             )));
         }
+        let mut copied = false;
         for entry in &mut l1 {
-            *entry &= !COPIED;
             if *entry & OFFSET_MASK != 0
                 && let Some(copy) = self.copy_without_flags(*entry)?
             {
                 *entry = copy | COPIED;
+                copied = true;
             }
         }
-        // The disk is as large as it was then, and the table no shorter than that of an open device.
-        l1.resize(l1.len().max(old_l1.len()), 0);
-        let offset = self.write_l1(&l1)?;
+        if copied {
+            let bytes: Vec<u8> = l1.iter().flat_map(|e| e.to_be_bytes()).collect();
+            self.file().write_all_at(offset, &bytes)?;
+        }
         self.flush()?;
         // 3.
         self.set_header(&[
             HeaderField::Size(snapshot.info.virtual_size),
-            HeaderField::L1Entries(u32::try_from(l1.len()).unwrap_or(u32::MAX)),
+            HeaderField::L1Entries(l1_entries),
             HeaderField::L1Offset(offset),
         ])?;
         // 4.
@@ -195,10 +217,9 @@ impl Exclusive<'_> {
         let mut entries = self.entries(&snapshots)?;
         entries.remove(index);
         // 1.
-        self.mark(true)?;
+        let (table, old) = self.secured(|image| image.write_table(&snapshots, &entries))?;
         // 2.
-        let (table, old) = self.write_table(&snapshots, &entries)?;
-        self.flush()?;
+        self.mark(true)?;
         // 3.
         self.set_header(&table)?;
         // 4.
@@ -223,6 +244,14 @@ impl Exclusive<'_> {
         let bits = u64::from_be_bytes(bits);
         let bits = if dirty { bits | DIRTY } else { bits & !DIRTY };
         self.set_header(&[HeaderField::Incompatible(bits)])
+    }
+
+    /// Runs `write`, which only writes to new clusters, and makes that durable with the counts. After
+    /// an error nothing in the file refers to any of it.
+    fn secured<T>(&mut self, write: impl FnOnce(&mut Self) -> BlockResult<T>) -> BlockResult<T> {
+        let done = write(self)?;
+        self.flush()?;
+        Ok(done)
     }
 
     fn snapshots(&self) -> BlockResult<Vec<Snapshot>> {
@@ -298,6 +327,16 @@ impl Exclusive<'_> {
             HeaderField::SnapshotsOffset(offset),
         ];
         Ok((fields, if old_len == 0 { 0..0 } else { old }))
+    }
+
+    /// The clusters of a snapshot table that [`Self::write_table`] wrote.
+    fn table_clusters(&self, fields: &[HeaderField], entries: &[Vec<u8>]) -> std::ops::Range<u64> {
+        let len = entries.iter().map(|e| to_u64(e.len())).sum();
+        let offset = fields.iter().find_map(|field| match field {
+            HeaderField::SnapshotsOffset(offset) => Some(*offset),
+            _ => None,
+        });
+        offset.map_or(0..0, |offset| self.clusters(offset, len))
     }
 
     /// A copy of an L2 table of a snapshot without COPIED flags, with a use of its own instead of one
