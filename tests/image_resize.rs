@@ -98,7 +98,9 @@ fn nothing_in_use_is_cut_off() {
          for i in gpt mbr ext some; do qemu-img convert -f raw -O qcow2 $i.raw $i.qcow2; done",
     );
     for (name, refused, part, allowed) in [
-        ("gpt", "31M", "partition 2", "32M"),
+        // Back to what it was before it became longer.
+        ("gpt", "31M", "partition 2", "64M"),
+        ("gpt", "32M", "GPT", "64M"),
         ("mbr", "20M", "partition 1", "21M"),
         ("ext", "15M", "ext filesystem", "16M"),
         ("some", "19M", "not zero", "20M"),
@@ -106,6 +108,9 @@ fn nothing_in_use_is_cut_off() {
         for format in ["raw", "qcow2"] {
             let image = dir.path().join(format!("{name}.{format}"));
             let stated = ["--format", format];
+            if name == "gpt" {
+                does(&[["resize", "80M"].as_slice(), &stated].concat(), &image);
+            }
             fails(
                 &[["resize", refused].as_slice(), &stated].concat(),
                 &image,
@@ -145,6 +150,89 @@ fn nothing_in_use_is_cut_off() {
             .unwrap();
         assert_eq!(output.status.code(), Some(2), "{wrong}");
     }
+}
+
+#[test]
+fn what_is_not_mounted_here_is_not_cut_off_either() {
+    let dir = workdir();
+    // An LVM2 label with its checksum, which is a CRC-32 that starts from 0xf597a6cf, not inverted.
+    let pv = r#"
+import sys, struct, zlib
+body = struct.pack('<I8s32sQ', 32, b'LVM2 001', b'A' * 32, 20 << 20).ljust(492, b'\0')
+crc = zlib.crc32(body, 0xf597a6cf ^ 0xffffffff) ^ 0xffffffff
+label = b'LABELONE' + struct.pack('<QI', 1, crc) + body
+with open('pv.raw', 'r+b') as f:
+    f.seek(512); f.write(label)
+"#;
+    std::fs::write(dir.path().join("pv.py"), pv).unwrap();
+    let headers = r#"
+import struct
+def put(name, *pieces):
+    with open(name, 'r+b') as f:
+        for at, data in pieces:
+            f.seek(at); f.write(data)
+put('exfat.raw', (0, b'\xeb\x76\x90EXFAT   '), (72, struct.pack('<Q', 40960)), (108, b'\x09\x03'))
+put('ntfs.raw', (0, b'\xeb\x52\x90NTFS    '), (11, struct.pack('<HB', 512, 8)), (40, struct.pack('<Q', 40959)))
+put('f2fs.raw', (1024, struct.pack('<IHHIII', 0xf2f52010, 1, 16, 9, 3, 12)), (1060, struct.pack('<Q', 5120)))
+put('luks1.raw', (0, b'LUKS\xba\xbe\0\1'))
+put('luks2.raw', (0, b'LUKS\xba\xbe\0\2'))
+"#;
+    std::fs::write(dir.path().join("headers.py"), headers).unwrap();
+    shell(
+        dir.path(),
+        "for i in fat16 fat32 swap pv luks1 luks2 exfat ntfs f2fs inside; do truncate -s 80M $i.raw; done
+         mkfs.vfat fat16.raw 20480 >/dev/null; mkfs.vfat -F 32 fat32.raw 71680 >/dev/null
+         truncate -s 20M area; mkswap area >/dev/null; dd if=area of=swap.raw conv=notrunc status=none
+         python3 pv.py; python3 headers.py
+         echo '2048,40960,c' | sfdisk -q inside.raw; mkfs.vfat --offset 2048 inside.raw 30720 >/dev/null",
+    );
+    for (name, refused, text, allowed) in [
+        ("fat16", "19M", "vfat", "20M"),
+        ("fat32", "69M", "vfat", "70M"),
+        ("exfat", "19M", "exfat", "20M"),
+        ("ntfs", "19M", "ntfs", "20M"),
+        ("f2fs", "19M", "f2fs", "20M"),
+        ("swap", "19M", "swap", "20M"),
+        ("pv", "19M", "LVM2_member", "20M"),
+        ("luks1", "79M", "cannot tell", ""),
+        ("luks2", "79M", "cannot tell", ""),
+        ("inside", "30M", "vfat", "31M"),
+    ] {
+        let image = dir.path().join(format!("{name}.raw"));
+        let stated = ["--shrink", "--format", "raw"];
+        fails(
+            &[["resize", refused].as_slice(), &stated].concat(),
+            &image,
+            text,
+        );
+        if !allowed.is_empty() {
+            does(&[["resize", allowed].as_slice(), &stated].concat(), &image);
+        }
+    }
+}
+
+#[test]
+fn a_gpt_disk_becomes_shorter_as_the_hint_says() {
+    let dir = workdir();
+    shell(
+        dir.path(),
+        "truncate -s 64M i.raw; sgdisk -n 1:2048:+20M i.raw >/dev/null; sfdisk --dump i.raw > table",
+    );
+    let image = dir.path().join("i.raw");
+    let shrink = ["resize", "--shrink", "32M", "--format", "raw"];
+    fails(&shrink, &image, "last-lba");
+    assert_eq!(image.metadata().unwrap().len(), 64 << 20);
+    shell(dir.path(), "sgdisk --zap-all i.raw >/dev/null");
+    does(&shrink, &image);
+    let text = shell(
+        dir.path(),
+        "grep -v last-lba table | sfdisk -q i.raw; sgdisk -v i.raw; sfdisk --dump i.raw",
+    );
+    assert!(text.contains("No problems found"), "{text}");
+    assert!(
+        text.contains("start=        2048, size=       40960"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -1,22 +1,25 @@
 //! How far into a disk its content reaches: what must not be cut off.
 //!
-//! With a partition table, that is the end of the last partition, and for GPT room for the backup of
-//! the table behind it. Without one, it is the end of the filesystem, where that is known; else
-//! everything up to the last byte that is not zero counts.
+//! With partitions, that is the end of the last one, and of a GPT also the end of what its header
+//! says it has: tools and kernels reject a table that names sectors outside the disk. Without them,
+//! it is the end of the filesystem or container, where that is known; one whose end is not known
+//! may reach to the end of the disk. Of anything else, everything up to the last byte that is not
+//! zero counts.
 
-use crate::block::BlockDevice;
+use crate::block::{BlockDevice, BlockError};
+use crate::fs::signature::{self, Signature};
 use crate::ondisk::bytes::{be32, be64, is_zero, le16, le32, le64};
-use crate::volumes::{TableKind, find_table};
+use crate::volumes::{FoundTable, TableKind, find_table};
 
 /// What reaches furthest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reach {
-    /// First byte behind it.
-    pub end: u64,
+    /// First byte behind it; `None`: it cannot be told.
+    pub end: Option<u64>,
     /// What it is, for people.
     pub what: String,
-    /// Whether the disk has a GPT, whose backup at the end of the disk is cut off.
-    pub gpt: bool,
+    /// Whether it is the partition table itself.
+    pub table: bool,
 }
 
 /// Bytes a GPT's backup takes beside one sector for its header: 128 entries.
@@ -29,51 +32,128 @@ const PIECE: u64 = 1 << 20;
 /// # Errors
 /// What reading reports.
 pub fn beyond(disk: &BlockDevice, len: u64) -> crate::block::Result<Option<Reach>> {
-    let reach = reach(disk, len)?;
-    Ok(reach.filter(|reach| reach.end > len))
+    let reaches = |r: &Reach| r.end.is_none_or(|end| end > len);
+    let found = find_table(disk, None)
+        .ok()
+        .flatten()
+        .filter(|f| f.table.kind == TableKind::Gpt || !f.table.partitions.is_empty());
+    if let Some(found) = found {
+        if let Some(container) = recognised(signature::recognise_container(disk))? {
+            return Ok(Some(of_signature(disk, &container)?).filter(reaches));
+        }
+        return Ok(partitions(disk, &found)?.into_iter().find(reaches));
+    }
+    if let Some(known) = whole(disk)? {
+        return Ok(Some(known).filter(reaches));
+    }
+    not_zero(disk, len)
 }
 
-/// What reaches furthest; of content that is not known, only whether something is behind `len`.
-///
-/// # Errors
-/// What reading reports.
-pub fn reach(disk: &BlockDevice, len: u64) -> crate::block::Result<Option<Reach>> {
-    if let Ok(Some(found)) = find_table(disk, None) {
-        let table = found.table;
-        let gpt = table.kind == TableKind::Gpt;
-        let last = table
-            .partitions
-            .iter()
-            .max_by_key(|p| p.start.saturating_add(p.len));
-        let (end, what) = match last {
-            Some(p) => (
-                p.start.saturating_add(p.len),
-                format!("partition {}", p.number),
-            ),
-            None => (u64::from(table.sector_size), "the partition table".into()),
-        };
-        let backup = if gpt {
-            GPT_ENTRIES.saturating_add(u64::from(table.sector_size))
+/// What a partition table says, what matters most first.
+fn partitions(disk: &BlockDevice, found: &FoundTable) -> crate::block::Result<Vec<Reach>> {
+    let table = &found.table;
+    let sector = u64::from(table.sector_size);
+    let gpt = table.kind == TableKind::Gpt;
+    let backup = if gpt {
+        GPT_ENTRIES.saturating_add(sector)
+    } else {
+        0
+    };
+    let mut reaches = Vec::new();
+    let last = table
+        .partitions
+        .iter()
+        .max_by_key(|p| p.start.saturating_add(p.len));
+    if let Some(p) = last {
+        let end = p.start.saturating_add(p.len).saturating_add(backup);
+        let behind = if gpt {
+            " and the backup of the partition table"
         } else {
-            0
+            ""
         };
-        return Ok(Some(Reach {
-            end: end.saturating_add(backup),
-            what: if gpt {
-                format!("{what} and the backup of the partition table")
-            } else {
-                what
-            },
-            gpt,
-        }));
+        reaches.push(Reach {
+            end: Some(end),
+            what: format!("partition {}{behind}", p.number),
+            table: false,
+        });
     }
-    if let Some((name, end)) = filesystem(disk)? {
+    // What does not keep to its partition.
+    for p in table.partitions.iter().filter(|p| !p.extended) {
+        let Ok(device) = p.device(disk) else {
+            continue;
+        };
+        if let Some(inside) = whole(&device)?
+            && let Some(end) = inside.end
+        {
+            reaches.push(Reach {
+                end: Some(p.start.saturating_add(end)),
+                what: format!("{} in partition {}", inside.what, p.number),
+                table: false,
+            });
+        }
+    }
+    if gpt {
+        reaches.push(Reach {
+            end: Some(gpt_end(disk, found, sector)?),
+            what: "the GPT".into(),
+            table: true,
+        });
+    }
+    Ok(reaches)
+}
+
+/// Where the backup of a GPT and the sectors for partitions end, as its header says (UEFI 2.10, table
+/// 5-5: `AlternateLBA`, `LastUsableLBA`); the end of the disk if anything is wrong with it.
+fn gpt_end(disk: &BlockDevice, found: &FoundTable, sector: u64) -> crate::block::Result<u64> {
+    let mut header = [0; 92];
+    disk.read_some_at(sector, &mut header)?;
+    let told = found.problems.is_empty() && header.starts_with(b"EFI PART");
+    let last = le64(&header, 32).max(le64(&header, 48));
+    Ok(last.filter(|_| told).map_or(disk.len(), |lba| {
+        lba.saturating_add(1).saturating_mul(sector)
+    }))
+}
+
+/// What is known to be on a whole device.
+fn whole(device: &BlockDevice) -> crate::block::Result<Option<Reach>> {
+    if let Some(container) = recognised(signature::recognise_container(device))? {
+        return of_signature(device, &container).map(Some);
+    }
+    if let Some(member) = signature::recognise_array_member(device) {
+        return of_signature(device, &member).map(Some);
+    }
+    if let Some((name, end)) = filesystem(device)? {
         return Ok(Some(Reach {
-            end,
+            end: Some(end),
             what: format!("the {name} filesystem"),
-            gpt: false,
+            table: false,
         }));
     }
+    match recognised(signature::recognise(device))? {
+        Some(found) => of_signature(device, &found).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn of_signature(device: &BlockDevice, found: &Signature) -> crate::block::Result<Reach> {
+    let kind = found.kind;
+    Ok(Reach {
+        end: recognised(signature::end(device, found))?,
+        what: if signature::is_filesystem(kind) {
+            format!("the {kind} filesystem")
+        } else {
+            format!("what the disk holds ({kind})")
+        },
+        table: false,
+    })
+}
+
+fn recognised<T>(result: crate::fs::Result<T>) -> crate::block::Result<T> {
+    result.map_err(|e| BlockError::damaged(e.to_string()))
+}
+
+/// Whether something that is not known is behind `len`.
+fn not_zero(disk: &BlockDevice, len: u64) -> crate::block::Result<Option<Reach>> {
     let mut at = len;
     while at < disk.len() {
         let rest = disk.len().saturating_sub(at);
@@ -84,9 +164,9 @@ pub fn reach(disk: &BlockDevice, len: u64) -> crate::block::Result<Option<Reach>
             let bytes = disk.read_vec(at, usize::try_from(piece).unwrap_or(0))?;
             if !is_zero(&bytes) {
                 return Ok(Some(Reach {
-                    end: at.saturating_add(piece),
+                    end: Some(at.saturating_add(piece)),
                     what: format!("something that is not zero, near byte {at}"),
-                    gpt: false,
+                    table: false,
                 }));
             }
         }

@@ -6,7 +6,6 @@ use clap::Args;
 use serde_json::json;
 
 use crate::block::BlockDevice;
-use crate::cli::complain;
 use crate::cli::exit::Exit;
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::output::Output;
@@ -17,8 +16,9 @@ use crate::guest::reach;
 /// Arguments of `resize`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Only the disk changes its size; partitions and filesystems in it stay as they are. A disk is never cut
-off where a partition or filesystem still reaches.")]
+Only the disk changes its size; partitions and filesystems in it stay as they are. A disk is never
+cut off where a partition or filesystem still reaches, where that cannot be told (LUKS, RAID, …),
+or where a GPT would be left that names sectors outside the disk.")]
 pub struct ResizeArgs {
     /// The image
     #[arg(value_name = "IMAGE")]
@@ -88,20 +88,23 @@ fn check_shrink(args: &ResizeArgs, disk: &BlockDevice, old: u64, new: u64) -> Ou
         ))
         .with_hint("--shrink allows that, if nothing is cut off"));
     }
-    let Some(reach) = reach::reach(disk, new)? else {
+    let Some(reach) = reach::beyond(disk, new)? else {
         return Ok(());
     };
-    if reach.end > new {
-        return Err(Failure::new(format!(
-            "{} would be cut off: it ends at byte {}, the disk would at {new}",
-            reach.what, reach.end
+    let what = reach.what;
+    Err(match reach.end {
+        Some(end) if reach.table => Failure::new(format!(
+            "the disk has a GPT, which says that it reaches to byte {end}; cut off at {new}, it would be rejected"
         ))
-        .with_hint("make filesystem and partition smaller first, inside the guest"));
-    }
-    if reach.gpt {
-        complain(
-            "the backup of the partition table at the end of the disk is cut off; sgdisk -e in the guest writes a new one",
-        );
-    }
-    Ok(())
+        .with_hint(
+            "save the table (sfdisk --dump), remove it (sgdisk --zap-all), shrink the disk, and write the table again without its last-lba line",
+        ),
+        Some(end) => Failure::new(format!(
+            "{what} would be cut off: it ends at byte {end}, the disk would at {new}"
+        ))
+        .with_hint("make filesystem and partition smaller first, inside the guest"),
+        None => Failure::new(format!(
+            "cannot tell how far {what} reaches: something might be cut off at byte {new}"
+        )),
+    })
 }

@@ -3,6 +3,7 @@
 //! | module | responsibility |
 //! |---|---|
 //! | `container` | what wraps other volumes: LVM, LUKS, md, BitLocker, bcache, ZFS members |
+//! | `extent` | how far it reaches |
 //! | `fat` | FAT and exFAT, whose labels lie in their root directories |
 //! | `ntfs` | NTFS, whose label lies in a file record |
 //! | `superblock` | filesystems told by a magic at a fixed place, and swap |
@@ -13,6 +14,7 @@
 //! header counts only with the checksum it carries, as it does for the kernel.
 
 mod container;
+mod extent;
 mod fat;
 mod ntfs;
 mod superblock;
@@ -137,6 +139,16 @@ pub fn recognise(device: &BlockDevice) -> Result<Option<Signature>> {
         .or_else(|| superblock::find(&look))
         .or_else(|| udf::find(&look))
         .or_else(|| container::traces(&look)))
+}
+
+/// Where something that was recognised on a device ends, in bytes; `None` where its header does not
+/// tell.
+///
+/// # Errors
+/// [`super::FsErrorKind::Io`] if the start of the device cannot be read.
+pub fn end(device: &BlockDevice, signature: &Signature) -> Result<Option<u64>> {
+    let look = Look::new(device, HEAD)?;
+    Ok(extent::end(&look, signature))
 }
 
 /// Kinds that are containers or swap rather than filesystems: nothing could be mounted from them
